@@ -6,7 +6,7 @@
 __all__ = ['param', 'convert', 'Config']
 
 # %% ../nbs/core/01_config.ipynb #8fb5a88e
-import types, typing
+import math, os, types, typing
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from .basics import InputError, one_of
@@ -17,10 +17,11 @@ def param(
     low: float | None = None, # smallest value allowed
     high: float | None = None, # largest value allowed
     above: float | None = None, # the value must be larger than this
+    below: float | None = None, # the value must be smaller than this
     choices: tuple | None = None, # the only values allowed
 ):
     "A dataclass field with a default and a range."
-    return field(default=default, metadata=dict(low=low, high=high, above=above, choices=choices))
+    return field(default=default, metadata=dict(low=low, high=high, above=above, below=below, choices=choices))
 
 # %% ../nbs/core/01_config.ipynb #8b238e97
 _WORDS = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}
@@ -32,6 +33,7 @@ def convert(
 ):
     "`value` as `kind`, or an `InputError`."
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if getattr(value, 'ndim', None) == 0: value = value.item()      # a numpy or torch scalar
     if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() in ('none', 'null', ''))): return None
     for k in kinds:
         out = _as(value, k)
@@ -45,11 +47,12 @@ def _as(value, kind):
         if isinstance(value, bool): return value
         return _WORDS.get(value.lower()) if isinstance(value, str) else None
     if isinstance(value, bool) or kind is type(None): return None
-    if kind is str: return value if isinstance(value, str) else None
+    if kind is str: return os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if kind is int and isinstance(value, int): return value
     try: number = float(value)
-    except (TypeError, ValueError): return None
+    except (TypeError, ValueError, OverflowError): return None
     if kind is float: return number
-    return int(number) if kind is int and number.is_integer() else None
+    return int(number) if number.is_integer() and abs(number) <= 2 ** 53 else None
 
 # %% ../nbs/core/01_config.ipynb #769e4ae9
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -79,11 +82,13 @@ class Config:
         for name in plain.keys() - {'In', 'Out'}: one_of(name, cls.names(), 'parameter')
         return cls(**{k: plain[k] for k in cls.names() if k in plain}).checked()
 
-_NO_RANGE = dict(low=None, high=None, above=None, choices=None)
+_NO_RANGE = dict(low=None, high=None, above=None, below=None, choices=None)
 
-def _in_range(name, value, low, high, above, choices):
+def _in_range(name, value, low, high, above, below, choices):
     if value is None: return
+    if isinstance(value, float) and not math.isfinite(value): raise InputError(f'{name}={value!r}; expected a finite number')
     if choices is not None and value not in choices: raise InputError(f'{name}={value!r}; expected one of {", ".join(map(repr, choices))}')
     if low is not None and value < low: raise InputError(f'{name}={value!r} is too small; expected at least {low}')
     if above is not None and not value > above: raise InputError(f'{name}={value!r}; expected more than {above}')
+    if below is not None and not value < below: raise InputError(f'{name}={value!r}; expected less than {below}')
     if high is not None and value > high: raise InputError(f'{name}={value!r} is too large; expected at most {high}')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['confusion', 'cluster_sizes', 'match', 'accuracy', 'greedy_accuracy', 'purity', 'merge_accuracy', 'nmi', 'ari', 'ami',
-           'scores']
+           'scores', 'knn_predict', 'knn_accuracy', 'nearest_subspace_predict', 'nearest_subspace_accuracy',
+           'topk_accuracy']
 
 # %% ../nbs/core/09_metrics.ipynb #53a95ccf
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
-from .basics import InputError
+from .basics import InputError, one_of
 
 # %% ../nbs/core/09_metrics.ipynb #3b1ca606
 def _integers(x, name):
@@ -114,3 +115,113 @@ def scores(
     found = labels[labels >= 0]
     return dict(acc=accuracy(y, labels), nmi=nmi(y, labels), ari=ari(y, labels), ami=ami(y, labels), purity=purity(y, labels),
                 n_clusters=len(np.unique(found)), noise=1 - len(found) / len(labels))
+
+# %% ../nbs/core/09_metrics.ipynb #f8a89d27
+def _features(x, y, name, dim=None):
+    "Features as a float tensor (n, d), labels as an int64 array (n,); both checked."
+    x, y = torch.as_tensor(x).detach(), _integers(y, f'{name}_y')
+    if x.ndim != 2 or len(x) != len(y): raise InputError(f'{name}_x has shape {tuple(x.shape)} and {name}_y {len(y)} entries; expected (n, d) and n')
+    if dim is not None and x.shape[1] != dim: raise InputError(f'{name}_x has {x.shape[1]} features, train_x {dim}; expected the same')
+    x = x if x.dtype == torch.float64 else x.float()
+    if not x.isfinite().all(): raise InputError(f'{name}_x holds values that are not finite; train or extract again before scoring')
+    return x, y
+
+def knn_predict(
+    train_x, # (n, d) float, features of the training samples
+    train_y, # (n,) int, their classes
+    test_x, # (m, d) float, on the device of `train_x`
+    k: int = 11, # neighbours; at most all training samples
+    normalise: bool = True, # rows to unit norm first, so that the inner product is the cosine
+    temperature: float | None = None, # T of the weights exp(similarity / T); `None`: every neighbour has one vote
+) -> np.ndarray: # (m,) int64
+    "The class most frequent among the `k` nearest training samples."
+    train_x, train_y = _features(train_x, train_y, 'train')
+    test_x, _ = _features(test_x, np.zeros(len(test_x), int), 'test', train_x.shape[1])
+    if k < 1 or (temperature is not None and not temperature > 0): raise InputError(f'k={k}, temperature={temperature}; expected k of at least 1, and a temperature above 0 or None')
+    if normalise: train_x, test_x = (torch.nn.functional.normalize(x) for x in (train_x, test_x))
+    classes, codes = np.unique(train_y, return_inverse=True)
+    codes = torch.as_tensor(codes, device=train_x.device)
+    rows = max(1, 2 ** 24 // len(train_x))
+    return classes[np.concatenate([_vote(x @ train_x.T, codes, len(classes), k, temperature) for x in test_x.split(rows)])]
+
+def _vote(similarity, codes, n_classes, k, temperature):
+    near, who = similarity.topk(min(k, similarity.shape[1]), 1)     # (m, k)
+    # relative to the largest: the same winner, and no overflow
+    weight = torch.ones_like(near) if temperature is None else ((near - near[:, :1]) / temperature).exp()
+    votes = near.new_zeros(len(near), n_classes).scatter_add_(1, codes[who], weight)
+    return votes.cpu().numpy().argmax(1)        # numpy's takes the first of equals
+
+def knn_accuracy(
+    train_x, # (n, d) float
+    train_y, # (n,) int
+    test_x, # (m, d) float
+    test_y, # (m,) int
+    k: int = 11, # neighbours
+    normalise: bool = True, # False: inner product of the rows as they are, as NMCE's code does
+    temperature: float | None = None, # of weighted votes
+) -> float: # in [0, 1]
+    "Share of test samples whose neighbours vote for their class."
+    test_x, test_y = _features(test_x, test_y, 'test')
+    return float((knn_predict(train_x, train_y, test_x, k, normalise, temperature) == test_y).mean())
+
+# %% ../nbs/core/09_metrics.ipynb #98960086
+def _directions(x, k):
+    "The `k` leading right singular vectors (d, k); zero where nothing is left to span."
+    wide = x.shape[1] > len(x)
+    values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
+    values, vectors = values[-k:], vectors[:, -k:]
+    kept = values > 1e-12 * values[-1]
+    if wide: vectors = x.T @ (vectors / values.clamp(min=torch.finfo(x.dtype).tiny).sqrt())
+    return vectors.where(kept, torch.zeros_like(vectors))
+
+def _check_components(x, y, n_components):
+    "The classes, if each has room for a subspace of so many dimensions."
+    classes, sizes = np.unique(y, return_counts=True)
+    if not 1 <= n_components < x.shape[1]: raise InputError(f'n_components={n_components} with {x.shape[1]} features; expected 1 to {x.shape[1] - 1}: a subspace that is the whole space tells nothing apart')
+    if n_components > sizes.min(): raise InputError(f'n_components={n_components} > {sizes.min()} training samples of class {classes[sizes.argmin()]}; give fewer components or more samples')
+    return classes
+
+def nearest_subspace_predict(
+    train_x, # (n, d) float
+    train_y, # (n,) int
+    test_x, # (m, d) float
+    n_components: int = 30, # dimension of each class's subspace; less than d, at most the size of the smallest class
+    form: str = 'pca', # 'pca': affine, through the class mean; 'svd': linear, through the origin
+) -> np.ndarray: # (m,) int64
+    "The class whose subspace is nearest."
+    one_of(form, ('pca', 'svd'), 'form of nearest subspace')
+    train_x, train_y = _features(train_x, train_y, 'train')
+    test_x, _ = _features(test_x, np.zeros(len(test_x), int), 'test', train_x.shape[1])
+    classes = _check_components(train_x, train_y, n_components)
+    members = (torch.as_tensor(train_y == c, device=train_x.device) for c in classes)
+    squares = torch.stack([_residual(train_x[m], test_x, n_components, form == 'pca') for m in members], 1)     # (m, classes)
+    return classes[squares.cpu().numpy().argmin(1)]
+
+def _residual(members, x, n_components, centred):
+    "Squared distance of each row to the subspace of a class."
+    members, x = members.double(), x.double()
+    if centred: members, x = members - members.mean(0), x - members.mean(0)
+    return x.square().sum(1) - (x @ _directions(members, n_components)).square().sum(1)
+
+def nearest_subspace_accuracy(
+    train_x, # (n, d) float
+    train_y, # (n,) int
+    test_x, # (m, d) float
+    test_y, # (m,) int
+    n_components: int = 30, # dimension of each class's subspace
+    form: str = 'pca', # 'pca' or 'svd'
+) -> float: # in [0, 1]
+    "Share of test samples that are nearest to the subspace of their class."
+    test_x, test_y = _features(test_x, test_y, 'test')
+    return float((nearest_subspace_predict(train_x, train_y, test_x, n_components, form) == test_y).mean())
+
+# %% ../nbs/core/09_metrics.ipynb #bb447375
+def topk_accuracy(
+    outputs, # (n, C) float, a score for every class
+    y, # (n,) int, in [0, C)
+    k: int = 1, # hits counted
+) -> float: # in [0, 1]
+    "Share of samples whose class is among the `k` largest scores."
+    outputs, y = _features(outputs, y, 'test')
+    if not 1 <= k <= outputs.shape[1]: raise InputError(f'k={k} with {outputs.shape[1]} classes; expected 1 to {outputs.shape[1]}')
+    return float((outputs.topk(k, 1).indices.cpu() == torch.as_tensor(y)[:, None]).any(1).double().mean())

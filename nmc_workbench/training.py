@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .basics import InputError, TrainingError, generator, write_torch
-from .batches import Batches, rank_and_world
+from .basics import InputError, TrainingError, generator, one_of, write_torch
+from .batches import Batches, from_main, mean_over_ranks, rank_and_world
 from .runs import Run, load_checkpoint, load_state, read_metrics
 
 # %% ../nbs/core/12_training.ipynb #dc3472c0
@@ -81,8 +81,8 @@ def _papermill_terminal():
     try:
         parent = Path(f'/proc/{os.getppid()}')
         if b'papermill' not in (parent / 'cmdline').read_bytes(): return None
-        name = os.readlink(parent / 'fd/2')
-        return open(name, 'w') if name.startswith('/dev/') and os.isatty(os.open(name, os.O_WRONLY | os.O_NOCTTY)) else None
+        terminal = open(os.open(parent / 'fd/2', os.O_WRONLY | os.O_NOCTTY), 'w')
+        return terminal if terminal.isatty() else None
     except OSError: return None
 
 def progress(
@@ -117,7 +117,9 @@ class Precision:
         for o in optimisers: self.scaler.step(o)
         self.scaler.update()
 
-# %% ../nbs/core/12_training.ipynb #2f5fa121
+# %% ../nbs/core/12_training.ipynb #20f0452d
+_KEYS = {'stages', 'next_stage', 'next_epoch', 'rows', 'weights', 'scaler', 'optimisers'}
+
 class _Checkpoints:
     "The part of `Trainer` that writes and reads checkpoint.pt."
 
@@ -130,23 +132,34 @@ class _Checkpoints:
             optimisers={k: o.state_dict() for k, o in stage.optimisers.items()} if stage else {}))
         self.run.clock()
 
+    def _read(self):
+        "What rank 0 finds in the run's folder: the checkpoint, the rows of the log up to it, and its path; or `None`."
+        if not self.run: return None
+        path, names, log = self.run.path('checkpoint.pt'), [s.name for s in self.stages], self.run.metrics
+        if not path.is_file():
+            if log.path.is_file(): log.rewind(0)
+            return None
+        saved = load_checkpoint(path)       # on the CPU, where AdamW keeps its count of steps
+        if saved.keys() != _KEYS: raise InputError(f'{path} is not the checkpoint of a run; delete it to start again, or put a whole copy there')
+        if saved['stages'] != names: raise InputError(f'{path} has the stages {", ".join(saved["stages"])}; this run has {", ".join(names)}')
+        log.rewind(saved['rows'])
+        return saved, read_metrics(log.path), str(path)
+
     def _resume(self):
         "Take up the run's checkpoint, if there is one."
-        path = self.run.path('checkpoint.pt') if self.run else None
-        if not path or not path.is_file(): return
-        saved, names = load_checkpoint(path, self.device), [s.name for s in self.stages]
-        if saved['stages'] != names: raise InputError(f'{path} has the stages {", ".join(saved["stages"])}; this run has {", ".join(names)}')
-        if self.main: self.run.metrics.rewind(saved['rows'])
-        self.history = read_metrics(self.run.folder)[:saved['rows']]
+        found = from_main(self._read)
+        if found is None: return
+        saved, self.history, path = found
         self.next_stage, self.next_epoch = saved['next_stage'], saved['next_epoch']
-        if self.next_epoch: self._saved = saved
-        else: load_state(self.network, saved['weights'], str(path))
+        self.precision.scaler.load_state_dict(saved['scaler'])
+        if self.next_epoch: self._saved = saved, path
+        else: load_state(self.network, saved['weights'], path)
 
     def _restore(self, stage: Stage):
         "Give a stage that was interrupted its weights and its optimisers' state."
-        load_state(stage, self._saved['weights'], str(self.run.path('checkpoint.pt')))
-        for k, o in stage.optimisers.items(): o.load_state_dict(self._saved['optimisers'][k])
-        self.precision.scaler.load_state_dict(self._saved['scaler'])
+        saved, path = self._saved
+        load_state(stage, saved['weights'], path)
+        for k, o in stage.optimisers.items(): o.load_state_dict(saved['optimisers'][k])
         self._saved = None
 
 # %% ../nbs/core/12_training.ipynb #3c959614
@@ -176,7 +189,7 @@ class Trainer(_Checkpoints):
     def train(self, until: str | None = None) -> list[dict]:
         "Run the stages that are not done yet, up to and including the one called `until`; returns the log."
         names = [s.name for s in self.stages]
-        last = names.index(until) if until else len(names) - 1
+        last = names.index(one_of(until, names, 'stage')) if until else len(names) - 1
         while self.next_stage <= last: self._train_stage(self.stages[self.next_stage])
         return self.history
 
@@ -194,8 +207,8 @@ class Trainer(_Checkpoints):
         if bar: bar.close()
         stage.finish()
         stage.optimisers, self.next_stage, self.next_epoch = {}, self.next_stage + 1, 0
-        self._checkpoint(None)
         if self.run and self.main: write_torch(self.run.path(f'{stage.name}.pt'), self.network.state_dict())
+        self._checkpoint(None)
 
     def _epoch(self, stage, module, epoch, bar):
         began, logs = time.perf_counter(), []
@@ -207,7 +220,9 @@ class Trainer(_Checkpoints):
             if bar: bar.update()
             if len(logs) % CHECK_EVERY == 0: self._check(stage, epoch, logs[-CHECK_EVERY:], len(logs) - CHECK_EVERY)
         self._check(stage, epoch, logs, 0)
-        means = {k: torch.stack([l[k].float() for l in logs]).mean().item() for k in logs[0]}
+        means = mean_over_ranks(torch.stack([torch.stack([l[k].float() for l in logs]).mean() for k in logs[0]]))
+        means = dict(zip(logs[0], means.tolist()))
+        _share_buffers(stage)
         seconds = time.perf_counter() - began
         means |= stage.after_epoch(epoch)
         if bar: bar.set_postfix({k: f'{v:.4g}' for k, v in list(means.items())[:3]}, refresh=False)
@@ -218,7 +233,7 @@ class Trainer(_Checkpoints):
 
     def _check(self, stage, epoch, logs, first):
         "Stop when a loss is not a number."
-        finite = torch.stack([l['loss'] for l in logs]).isfinite().tolist()
+        finite = mean_over_ranks(torch.stack([l['loss'] for l in logs]).isfinite().float()).eq(1).tolist()
         if all(finite): return
         kept = f'the last good checkpoint is {self.run.path("checkpoint.pt")}' if self.run and self.run.path('checkpoint.pt').is_file() else 'no checkpoint was made yet'
         raise TrainingError(f'the loss is not a number in stage {stage.name}, epoch {epoch}, step {first + finite.index(False)}; {kept}; try a smaller learning rate or amp=off')
@@ -231,3 +246,10 @@ class Trainer(_Checkpoints):
         if rank_and_world()[1] == 1: return stage
         ids = [self.device] if self.device.type == 'cuda' else None
         return nn.parallel.DistributedDataParallel(stage, device_ids=ids, broadcast_buffers=False)
+
+def _share_buffers(module):
+    "Give every rank the mean of the ranks' float buffers: batch norm follows each rank's own batches."
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    if rank_and_world()[1] == 1 or not buffers: return
+    flat = mean_over_ranks(torch.cat([b.flatten() for b in buffers]))
+    for b, part in zip(buffers, flat.split([b.numel() for b in buffers])): b.copy_(part.view_as(b))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..augment import preset
-from ..basics import seed_of
+from ..basics import InputError, seed_of
 from ..config import param
 from ..losses import average_views, coding_rate, coding_rate_reduction, gumbel_softmax, marginal_entropy, nt_xent, view_similarity
 from .base import Method, RunConfig
@@ -31,18 +31,18 @@ class NMCEConfig(RunConfig):
     backbone: str | None = param(None) # network, one of nets.names()
     hidden_dim: int | None = param(None, low=1) # width of the layer between backbone and heads
     z_dim: int | None = param(None, low=2) # dimension of the embedding
-    loss: str | None = param(None, choices=('coding_rate', 'nt_xent', 'nt_xent_decoupled')) # objective of stage 1
+    loss: str | None = param(None, choices=('coding_rate', 'nt_xent', 'nt_xent_decoupled')) # objective of stage 1: coding_rate, nt_xent, nt_xent_decoupled
     eps: float | None = param(None, above=0) # distortion of the coding rate, all stages
     z_weight: float | None = param(None, low=0) # weight of the similarity of views, stage 1
-    temperature: float | None = param(None, above=0) # of the nt_xent losses
-    optimizer: str | None = param(None, choices=('lars', 'adamw')) # lars: LARS on SGD, the cluster head on plain SGD
-    lr: float | None = param(None, above=0) # learning rate, stage 1, cosine to zero
+    temperature: float | None = param(None, above=0) # temperature of the nt_xent losses
+    optimizer: str | None = param(None, choices=('lars', 'adamw')) # lars (LARS on SGD, the cluster head on plain SGD) or adamw
+    lr: float | None = param(None, above=0) # learning rate of stage 1, cosine to zero
     warmup_epochs: int | None = param(None, low=0) # epochs of linear warm-up, stage 1
-    momentum: float | None = param(None, low=0, high=1) # of LARS and SGD
-    weight_decay: float | None = param(None, low=0) # stage 1
+    momentum: float | None = param(None, low=0, below=1) # momentum of LARS and SGD
+    weight_decay: float | None = param(None, low=0) # weight decay of stage 1
     cluster_epochs: int | None = param(None, low=1) # epochs of stage 2
     cluster_lr: float | None = param(None, above=0) # learning rate of the subspace head, stage 2, cosine to zero
-    cluster_weight_decay: float | None = param(None, low=0) # both heads, stage 2
+    cluster_weight_decay: float | None = param(None, low=0) # weight decay of both heads, stage 2
     head_lr: float | None = param(None, above=0) # learning rate of the cluster head; constant beside LARS
     n_init: int | None = param(None, low=1) # starts of the heads; the largest coding rate reduction is kept
     tau: float | None = param(None, above=0) # temperature of the Gumbel-softmax
@@ -50,7 +50,7 @@ class NMCEConfig(RunConfig):
     frozen_bn_eval: bool | None = param(None) # stage 2: running batch-norm statistics in the frozen part
     finetune_epochs: int | None = param(None, low=1) # epochs of stage 3
     finetune_lr: float | None = param(None, above=0) # learning rate of stage 3, cosine to zero
-    finetune_weight_decay: float | None = param(None, low=0) # stage 3
+    finetune_weight_decay: float | None = param(None, low=0) # weight decay of stage 3
     train_pre_feature: bool | None = param(None) # stage 3: train the layer between backbone and heads too
 
 # %% ../../nbs/methods/21_nmce.ipynb #cf9d3692
@@ -69,13 +69,14 @@ _DIGITS = dict(
     finetune_epochs=30, finetune_lr=5e-4, finetune_weight_decay=1e-4, train_pre_feature=True)
 
 RECIPES = dict(digits=_DIGITS, cifar10=_CIFAR10)
+_SHAPES = dict(digits=(1, 8, 8), cifar10=(3, 32, 32))
 
 def recipe(
     dataset: str, # name of the data set
     shape: tuple, # (C, H, W) of its images, or (D,)
 ) -> dict:
-    "The data set's recipe; one without its own takes the one for images of its kind."
-    if dataset in RECIPES: return RECIPES[dataset]
+    "The data set's recipe; without one, or where the images are of another shape, the one for images of their kind."
+    if dataset in RECIPES and _SHAPES.get(dataset, shape) == shape: return RECIPES[dataset]
     if len(shape) == 1: return _DIGITS | dict(augment='spiral', backbone='mlp')
     channels, height, _ = shape
     if channels == 1: return _DIGITS | dict(augment='digits' if height < 16 else 'mnist')
@@ -102,7 +103,10 @@ class _NMCEStage(Stage):
         self.set_lr('main', warmup_cosine(epoch, self.epochs, lr))
         if self.config.optimizer != 'lars': self.set_lr('head', warmup_cosine(epoch, self.epochs, head_lr))
 
-def similarity(views): # (V, B, d) -> scalar; a single view agrees with itself
+def similarity(
+    views: torch.Tensor, # (V, B, d) unit rows
+) -> torch.Tensor: # scalar in [-1, 1]
+    "Mean cosine over all pairs of views; a single view agrees with itself."
     return view_similarity(views) if len(views) > 1 else views.new_ones(())
 
 class Representation(_NMCEStage):
@@ -219,6 +223,11 @@ class NMCE(Method, NMCEConfig):
     def _recipe(self, config, images): return recipe(config.dataset, tuple(images.shape))
     def _augment(self, config): return preset(config.augment)
 
+    def config(self, images):
+        "The parameters with the recipe filled in, checked against the data."
+        config = super().config(images)
+        if config.n_views < 2 and config.loss != 'coding_rate': raise InputError(f'n_views={config.n_views} with loss={config.loss!r}; a contrast needs at least 2 views')
+        return config
 
     @staticmethod
     def _build(config, shape):
