@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the virtual environment at $1 and installs what constraints.txt pins. Says what it does and how long it takes.
+# Makes the virtual environment at $1 and installs what constraints.txt pins. Says what it does and how long it took.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1 python=${PYTHON:-python3} start=$SECONDS
@@ -11,6 +11,16 @@ if [ ! -x "$venv/bin/python" ]; then
   "$python" -m venv "$venv" || { echo "setup: no venv module here; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf "$venv"; exit 1; }
 fi
 echo "setup: installing torch, Jupyter and the rest into $venv (about 7 GB, a few minutes)"
-"$venv/bin/pip" install --quiet --disable-pip-version-check --no-warn-script-location -c constraints.txt -e '.[dev]' 2> >(grep -v 'is ignored: it is neither' >&2)
+"$venv/bin/pip" install --quiet --disable-pip-version-check --no-warn-script-location -c constraints.txt -e '.[dev]'
+# The kernel of this environment: no warning at every start that its port on 127.0.0.1 is not encrypted; and threads that sleep while they wait,
+# since on cores shared with other programs spinning ones made the same training up to eight times slower.
+"$venv/bin/python" - "$venv/share/jupyter/kernels/python3/kernel.json" <<'END'
+import json, sys
+path = sys.argv[1]
+spec = json.load(open(path))
+spec['argv'] = [a for a in spec['argv'] if not a.startswith('--log-level')] + ['--log-level=ERROR']
+spec['env'] = {**spec.get('env', {}), 'OMP_WAIT_POLICY': 'PASSIVE'}
+json.dump(spec, open(path, 'w'), indent=1)
+END
 touch "$venv/.ready"
 echo "setup: done in $((SECONDS - start)) s"

@@ -1,0 +1,18 @@
+"Make README.md from nbs/index.ipynb: markdown as it stands, code as python blocks. Paths of pictures gain the notebook's folder."
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def text(cell):
+    "A cell as markdown, or nothing for hidden ones."
+    source = ''.join(cell['source'])
+    if cell['cell_type'] == 'markdown': return re.sub(r'\]\((images/)', r'](nbs/\1', source)
+    return None if source.startswith('#| hide') else f'```python\n{source}\n```'
+
+
+cells = json.loads((ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
+parts = [t for t in map(text, cells) if t]
+(ROOT / 'README.md').write_text('<!-- Made from nbs/index.ipynb by tools/readme.py; change the notebook. -->\n\n' + '\n\n'.join(parts) + '\n', encoding='utf-8')

@@ -1,0 +1,59 @@
+"Fill the places `<!-- bench:NAME -->` of the notebooks with the tables of docs/records/NAME.json."
+import json
+import re
+from pathlib import Path
+from statistics import mean, pstdev
+
+ROOT = Path(__file__).resolve().parents[1]
+PLACE = re.compile(r'(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)', re.S)
+
+
+def table(head, rows):
+    "A markdown table."
+    return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in [head, ['---'] * len(head), *rows])
+
+
+def made(record):
+    "The line below a table that says where it comes from."
+    v = record['versions']
+    return f'`{record["command"]}`, {record["date"]}: {record["cores"]} cores of {record["processor"]}, Python {record["python"]}, torch {v["torch"]}, torchvision {v["torchvision"]}, scikit-learn {v["scikit-learn"]}.'
+
+
+def nmce_digits(record):
+    "Five seeds of NMCE on digits beside k-means on pixels."
+    runs = record['rows']
+    head = ['1,797 digits, K = 10', *(f'seed {r["seed"]}' for r in runs), 'mean ± std', 'k-means on pixels']
+    rows = [[name, *(f'{r[k]:.3f}' for r in runs), f'**{mean(r[k] for r in runs):.3f}** ± {pstdev(r[k] for r in runs):.3f}', f'{record["kmeans_pixels"][k]:.3f}']
+            for name, k in (('ACC', 'acc'), ('NMI', 'nmi'), ('ARI', 'ari'))]
+    seconds = ['seconds, whole notebook', *(f'{r["seconds"]:.0f}' for r in runs), f'{mean(r["seconds"] for r in runs):.0f}', '']
+    return f'{table(head, [*rows, seconds])}\n\n{made(record)}'
+
+
+def speed(record):
+    "Ours against the baseline, measured in turns in one run."
+    a, c, i = record['augment'], record['coding_rate'], record['import']
+    rows = [['SimCLR preset at 32 x 32, images/s, 1 core', f'{a["images_per_s"]:,.0f}', f'{a["torchvision_images_per_s"]:,.0f} (torchvision on PIL, one by one)', f'{a["ratio"]:.1f} times'],
+            *([f'coding rate reduction, forward and backward, ({c["n"]}, {c["d"]}, {c["n_clusters"]}), ms, {t} thread{"s" * (t > 1)}', f'{c[f"threads_{t}"]["ours_ms"]:.1f}',
+               f'{c[f"threads_{t}"]["plain_ms"]:.1f} (K x d x n tensor, logdet, autograd)', f'{c[f"threads_{t}"]["ratio"]:.1f} times'] for t in (1, 2)),
+            ['`import nmc_workbench`, s', f'{i["seconds_package"]:.2f}', f'{i["seconds_baseline"]:.2f} (`import torch, torchvision, sklearn`)', f'{i["ratio_package"]:.2f} of it'],
+            ['`from nmc_workbench.methods import NMCE`, s', f'{i["seconds_methods"]:.2f}', f'{i["seconds_baseline"]:.2f}', f'{i["ratio_methods"]:.2f} of it']]
+    return f'{table(["medians of one run", "here", "baseline", "ratio"], rows)}\n\n{made(record)}'
+
+
+def fill(match):
+    "A place with its table, if there is a record."
+    path = ROOT / f'docs/records/{match[2]}.json'
+    if not path.is_file(): return match[0]
+    return match[1] + globals()[match[2]](json.loads(path.read_text())) + '\n' + match[3]
+
+
+def main():
+    "Every notebook that has a place."
+    for path in sorted((ROOT / 'nbs').rglob('*.ipynb')):
+        notebook = json.loads(path.read_text(encoding='utf-8'))
+        cells = [c for c in notebook['cells'] if c['cell_type'] == 'markdown' and '<!-- bench:' in ''.join(c['source'])]
+        for c in cells: c['source'] = PLACE.sub(fill, ''.join(c['source'])).splitlines(keepends=True)
+        if cells: path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__': main()
