@@ -1,0 +1,78 @@
+"""Elastic-net codes of all samples at once against one lasso per sample through scikit-learn, interleaved in one run.
+
+    python tests/bench/bench_subspace.py [threads ...]
+
+The baselines are scikit-learn's `sparse_encode`, called once per sample on the other samples as dictionary, with its LARS and with its coordinate
+descent solver; only every `stride`-th sample is coded, and the time multiplied, because the samples cost the same. The data are unit rows near a
+union of 20 five-dimensional subspaces of R^40, noise 0.05 an entry, and the weight is the strongest correlation over gamma = 100."""
+import json
+import platform
+import statistics
+import sys
+import time
+import warnings
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.decomposition import sparse_encode
+
+from nmc_workbench.subspaces import elastic_net_codes, kkt_residual
+
+
+def union_of_subspaces(n, d, n_subspaces, dim, noise, seed=0):
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(size=(n // n_subspaces, dim)) @ np.linalg.qr(rng.normal(size=(d, dim)))[0].T for _ in range(n_subspaces)]
+    x = np.concatenate(parts)
+    x += noise * rng.normal(size=x.shape)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def one_by_one(x, rows, gamma, algorithm):
+    out = np.zeros((len(rows), len(x)))
+    for k, j in enumerate(rows):
+        others = np.delete(x, j, 0)
+        alpha = np.abs(others @ x[j]).max() / gamma
+        out[k, np.arange(len(x)) != j] = sparse_encode(x[[j]], others, algorithm=algorithm, alpha=alpha)[0]
+    return out
+
+
+def timed(f, *args):
+    start = time.perf_counter()
+    out = f(*args)
+    return out, time.perf_counter() - start
+
+
+def compare(n=720, d=40, gamma=100., repeats=5, stride=12):
+    x = union_of_subspaces(n, d, 20, 5, .05)
+    elastic_net_codes(x[:100], gamma)
+    times, error = dict(ours=[], lasso_lars=[], lasso_cd=[]), {}
+    for r in range(repeats):
+        codes, seconds = timed(elastic_net_codes, x, gamma)
+        times['ours'].append(seconds)
+        rows = np.arange(r, n, stride)
+        for algorithm in ('lasso_lars', 'lasso_cd'):
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                found, seconds = timed(one_by_one, x, rows, gamma, algorithm)
+            times[algorithm].append(seconds * n / len(rows))
+            error[algorithm] = max(error.get(algorithm, 0), float(np.abs(found - codes[rows].toarray()).max()))
+    s = {k: statistics.median(v) for k, v in times.items()}
+    return dict(ours_s=round(s['ours'], 3), lasso_lars_s=round(s['lasso_lars'], 2), lasso_cd_s=round(s['lasso_cd'], 2), ratio=round(min(s['lasso_lars'], s['lasso_cd']) / s['ours'], 1),
+                ratio_lars=round(s['lasso_lars'] / s['ours'], 1), largest_difference_to_lars=error['lasso_lars'], largest_difference_to_cd=error['lasso_cd'],
+                kkt=float(kkt_residual(x, codes, gamma).max()), coefficients=round(codes.nnz / n, 1))
+
+
+def measure(threads=(1, 2)) -> dict:
+    "Seconds for all codes, medians, and how many times faster than the faster of scikit-learn's solvers, for each number of threads."
+    out = dict(n=720, d=40, gamma=100, dtype='float64', torch=torch.__version__, scikit_learn=sklearn.__version__, machine=platform.processor() or platform.machine())
+    before = torch.get_num_threads()
+    try:
+        for t in threads:
+            torch.set_num_threads(t)
+            out[f'threads_{t}'] = compare()
+    finally: torch.set_num_threads(before)
+    return out
+
+
+if __name__ == '__main__': print(json.dumps(measure(tuple(map(int, sys.argv[1:])) or (1, 2)), indent=1))
