@@ -46,7 +46,7 @@ def _as(value, kind):
     if kind is bool:
         if isinstance(value, bool): return value
         return _WORDS.get(value.lower()) if isinstance(value, str) else None
-    if isinstance(value, bool) or kind is type(None): return None
+    if isinstance(value, bool) or kind is type(None) or getattr(value, 'ndim', 0): return None
     if kind is str: return os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if kind is int and isinstance(value, int): return value
     try: number = float(value)

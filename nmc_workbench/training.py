@@ -199,12 +199,11 @@ class Trainer(_Checkpoints):
         module = self._distributed(stage)
         stage.train()
         bar = progress(stage.epochs * len(self.batches), stage.name, self.next_epoch * len(self.batches)) if self.main else None
-        for epoch in range(self.next_epoch, stage.epochs):
-            row = self._epoch(stage, module, epoch, bar)
-            self._record(row)
-            self.next_epoch = epoch + 1
-            if self.next_epoch < stage.epochs and self.next_epoch % self.checkpoint_every == 0: self._checkpoint(stage)
-        if bar: bar.close()
+        with bar or nullcontext():
+            for epoch in range(self.next_epoch, stage.epochs):
+                self._record(self._epoch(stage, module, epoch, bar))
+                self.next_epoch = epoch + 1
+                if self.next_epoch < stage.epochs and self.next_epoch % self.checkpoint_every == 0: self._checkpoint(stage)
         stage.finish()
         stage.optimisers, self.next_stage, self.next_epoch = {}, self.next_stage + 1, 0
         if self.run and self.main: write_torch(self.run.path(f'{stage.name}.pt'), self.network.state_dict())
