@@ -167,27 +167,31 @@ def evaluate(
     test_x, # (m, d) float
     test_y, # (m,) int
     protocols=tuple(PROTOCOLS), # names of protocols
+    whole=None, # features (N, d) and classes (N,) to find clusters in; `None`: the training samples
     **options, # fields of `EvaluateConfig`: k, n_components, gamma, seed, ...
 ) -> dict: # protocol -> its numbers, what they were scored on, seconds
     "The numbers of every protocol that is asked for."
     o = EvaluateConfig(**options).checked()
     train_x, train_y, test_x, test_y = _pairs(train_x, train_y, test_x, test_y)
     names, found = protocol_names(','.join(protocols)), {}
-    o.n_clusters = o.n_clusters or len(np.unique(train_y))
-    _check(names, train_x, train_y, o)
+    train, test = (train_x, train_y), (test_x, test_y)
+    clustered = train if whole is None else _features(*whole, 'whole', train_x.shape[1])
+    o.n_clusters = o.n_clusters or len(np.unique(clustered[1]))
+    _check(names, train, clustered, o)
     with progress(len(names), 'evaluate') as bar:
         for name in names:
             start = time.perf_counter()
-            found[name] = PROTOCOLS[name][1]((train_x, train_y), (test_x, test_y), o)
-            found[name].update(scored_on='test' if name in _SUPERVISED else 'training', seconds=round(time.perf_counter() - start, 3))
+            learns = name in _SUPERVISED
+            found[name] = PROTOCOLS[name][1](train if learns else clustered, test, o)
+            found[name].update(scored_on='test' if learns else 'training' if whole is None else 'all', seconds=round(time.perf_counter() - start, 3))
             bar.update()
     return found
 
-def _check(names, x, y, o):
+def _check(names, train, clustered, o):
     "Refuse what a later protocol would."
     pick_device(o.device)
-    if 'nearest_subspace' in names: _check_components(x, y, o.n_components)
-    if {'kmeans', 'ensc'} & set(names) and not 2 <= o.n_clusters <= len(x): raise InputError(f'n_clusters={o.n_clusters}, n_samples={len(x)}; expected at least 2 clusters and no more than samples')
+    if 'nearest_subspace' in names: _check_components(*train, o.n_components)
+    if {'kmeans', 'ensc'} & set(names) and not 2 <= o.n_clusters <= len(clustered[0]): raise InputError(f'n_clusters={o.n_clusters}, n_samples={len(clustered[0])}; expected at least 2 clusters and no more than samples')
 
 def results_table(
     found: dict, # of `evaluate`; other names may stand beside protocols

@@ -94,9 +94,10 @@ def train_and_test(
     limit: int | None = None, # at most so many images of each split, stratified; `None`: the run's limit
     seed: int = 0, # of the halves
 ) -> tuple: # train Images, test Images, and a sentence that says what they are
-    "What a run is evaluated on: labelled images of its split and of the test split, or halves of the former."
-    size = dict(size=config.size) if config.size is not None and 'size' in SETS[one_of(config.dataset, SETS, 'data set')].options else {}
-    most, known = min((n for n in (limit, config.limit) if n), default=None), _splits(config, data_dir)
+    "What a run is evaluated on: labelled images of its split and of the test split, or halves, of one split name, of the former."
+    known = _splits(config, data_dir)
+    size = dict(size=config.size) if config.size is not None and 'size' in SETS[config.dataset].options else {}
+    most = min((n for n in (limit, config.limit) if n), default=None)
     def part(split, **options): return load(config.dataset, split, data_dir or config.data_dir, **size, **options)
     train = part(config.split, limit=most)
     if train.labels is None and 'train' in known and config.split != 'train': train = part('train', limit=most)
@@ -107,9 +108,9 @@ def train_and_test(
         if most and most < len(test): test = test.limit(most)
         if test.labels is not None: return train, test, f'{len(train):,} images of {train.split}, {len(test):,} of {test.split}'
     one, two = halves(train, seed)
-    return one, two, f'{config.dataset} has no labelled test split beside {train.split}: a stratified half of {len(one):,} of its images against the other {len(two):,}'
+    return one, two, f'{config.dataset} has no labelled test split beside {config.split}: a stratified half of {len(one):,} of its images against the other, {len(two):,}'
 
 def _splits(config, data_dir):
     "The splits of the run's data set."
-    known = SETS[config.dataset].splits
+    known = SETS[one_of(config.dataset, SETS, 'data set')].splits
     return known(Path(data_dir or config.data_dir).expanduser()) if callable(known) else known

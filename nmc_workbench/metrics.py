@@ -129,7 +129,7 @@ def _features(x, y, name, dim=None):
 def knn_predict(
     train_x, # (n, d) float, features of the training samples
     train_y, # (n,) int, their classes
-    test_x, # (m, d) float, on the device of `train_x`
+    test_x, # (m, d) float
     k: int = 11, # neighbours; at most all training samples
     normalise: bool = True, # rows to unit norm first, so that the inner product is the cosine
     temperature: float | None = None, # T of the weights exp(similarity / T); `None`: every neighbour has one vote
@@ -138,6 +138,7 @@ def knn_predict(
     train_x, train_y = _features(train_x, train_y, 'train')
     test_x, _ = _features(test_x, np.zeros(len(test_x), int), 'test', train_x.shape[1])
     if k < 1 or (temperature is not None and not temperature > 0): raise InputError(f'k={k}, temperature={temperature}; expected k of at least 1, and a temperature above 0 or None')
+    test_x = test_x.to(train_x)
     if normalise: train_x, test_x = (torch.nn.functional.normalize(x) for x in (train_x, test_x))
     classes, codes = np.unique(train_y, return_inverse=True)
     codes = torch.as_tensor(codes, device=train_x.device)
@@ -193,6 +194,7 @@ def nearest_subspace_predict(
     train_x, train_y = _features(train_x, train_y, 'train')
     test_x, _ = _features(test_x, np.zeros(len(test_x), int), 'test', train_x.shape[1])
     classes = _check_components(train_x, train_y, n_components)
+    test_x = test_x.to(train_x)
     members = (torch.as_tensor(train_y == c, device=train_x.device) for c in classes)
     squares = torch.stack([_residual(train_x[m], test_x, n_components, form == 'pca') for m in members], 1)     # (m, classes)
     return classes[squares.cpu().numpy().argmin(1)]

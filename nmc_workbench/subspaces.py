@@ -7,6 +7,7 @@ __all__ = ['elastic_net_codes', 'kkt_residual', 'affinity', 'spectral_labels', '
 
 # %% ../nbs/core/15_subspaces.ipynb #fa091ff4
 import math, warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -40,7 +41,8 @@ class _Paths:
         self.atoms, self.scale, self.scaled, self.rows, self.l1, self.l2 = atoms, scale, atoms * scale[:, None], rows, l1, l2
         self.at, self.x, self.stiff = torch.arange(n, device=rows.device), atoms[rows], False
         self.q = (self.x @ self.scaled.T).scatter_(1, rows[:, None], 0.)
-        self.level, self.which = self.q.abs().max(1)
+        self.space = self.q.abs(), torch.empty_like(self.q)
+        self.level, self.which = self.space[0].max(1)
         self.slots, self.used = rows[:, None].repeat(1, k), torch.zeros(n, k, dtype=torch.bool, device=rows.device)
         self.used[:, 0] = True
         self.picked, self.inverse, self.codes, self.signs = (atoms.new_zeros(n, k, *more) for more in ((d,), (k,), (), ()))
@@ -97,8 +99,9 @@ class _Paths:
         "Walk to the next event of each sample, or to its end."
         level, w = self.level[:, None], self.w
         along = (w[:, None] @ self.picked)[:, 0]
-        p = torch.addmm(self.q, level * along, self.scaled.T, alpha=-1)         # (B, n)
-        nearness = torch.copysign(level * (1 + _SLACK), p).sub_(self.q)
+        # (B, n), in memory that is used again
+        p = torch.addmm(self.q, level * along, self.scaled.T, alpha=-1, out=self.space[0][:len(w)])
+        nearness = torch.copysign(level * (1 + _SLACK), p, out=self.space[1][:len(w)]).sub_(self.q)
         nearness, join = torch.div(p, nearness, out=nearness).scatter_(1, self.slots, 0.).max(1)
         joining = torch.where(nearness > 0, self.level / (1 + nearness), math.inf)
         falling = self.used & (self.signs * w < 0)
@@ -124,16 +127,7 @@ class _Paths:
             exact = exact + (inverse @ error[..., None])[..., 0] * (signs != 0)
         return slots, torch.where((exact * signs >= 0).all(1, keepdim=True), exact, c)
 
-# %% ../nbs/core/15_subspaces.ipynb #c5352ea4
-@contextmanager
-def _one_thread():
-    "Events are thousands of small operations: a second thread gains little, and where another process holds its core the first waits each time, which cost a factor of twenty."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(before)
-
-@_one_thread()
+# %% ../nbs/core/15_subspaces.ipynb #bb3f28b3
 def _solve(atoms, scale, rows, l1, l2):
     "Codes of a batch of samples, dense (B, n); zero for a sample that did not come to its end."
     paths = _Paths(atoms, scale, rows, l1, l2)
@@ -171,11 +165,23 @@ def _checked(x, gamma, tau):
     if not 1 < gamma < math.inf: raise InputError(f'gamma={gamma}; expected a number above 1 (at 1 every code is zero)')
     return x
 
-def _batches(x, tau):
-    "Samples in batches that need about a quarter of a gigabyte; 2 GB on a GPU."
+def _batches(x, tau, workers=1):
+    "Samples in batches that need about a quarter of a gigabyte, 2 GB on a GPU; at least one for every worker."
     n, d = x.shape
     k = min(n, d if tau == 1 else 2 * d)
-    return torch.arange(n, device=x.device).split(max(1, 2 ** (31 if x.is_cuda else 28) // (8 * (6 * n + 3 * k * (k + d)))))
+    most = 2 ** (31 if x.is_cuda else 28) // (8 * (6 * n + 3 * k * (k + d)))
+    return torch.arange(n, device=x.device).split(max(1, min(most, -(-n // workers))))
+
+@contextmanager
+def _cores(x):
+    "Workers with a thread each, at most as many as torch has: an event is too small to share, and sharing it waits for every core that another process holds."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        # with less than this a worker waits for the interpreter more than it computes
+        workers = 1 if x.is_cuda else max(1, min(before, len(x) ** 2 // 200_000))
+        with ThreadPoolExecutor(workers) as pool: yield pool, workers
+    finally: torch.set_num_threads(before)
 
 # %% ../nbs/core/15_subspaces.ipynb #2912db62
 def elastic_net_codes(
@@ -188,16 +194,14 @@ def elastic_net_codes(
     "Each sample as a sparse combination of the others: the exact elastic-net optimum, of all samples at once."
     x = _checked(x, gamma, tau)
     scale = (1 - _SCALES * torch.rand(len(x), dtype=x.dtype, generator=torch.Generator().manual_seed(0))).to(x.device)
-    parts, worst = [], []
-    for rows in _batches(x, tau):
+    def code(rows):
         l1, l2 = _penalties(x, rows, gamma, tau)
         codes, real = torch.zeros(len(rows), len(x), dtype=x.dtype, device=x.device), (l1 > 0).nonzero()[:, 0]
         if len(real): codes[real] = _solve(x, scale, rows[real], l1[real], l2[real])
-        worst.append(_violation(x, rows, codes, l1, l2))
-        parts.append(sparse.csr_matrix(codes.cpu().numpy()))
-    worst = torch.cat(worst)
+        return sparse.csr_matrix(codes.cpu().numpy()), _violation(x, rows, codes, l1, l2)
+    with _cores(x) as (pool, workers): parts, worst = zip(*pool.map(code, _batches(x, tau, workers)))
+    worst, codes = torch.cat(worst), sparse.vstack(parts, format='csr')
     if (worst > tol).any(): warnings.warn(f'{int((worst > tol).sum())} of {len(x)} codes meet the optimality conditions only to {float(worst.max()):.0e}; samples may be nearly equal: leave copies out, or lower gamma={gamma}', stacklevel=2)
-    codes = sparse.vstack(parts, format='csr')
     return codes if n_nonzero is None else _largest(codes, n_nonzero)
 
 def _largest(codes, keep):
