@@ -48,7 +48,7 @@ def section(module):
 def main(out):
     "Write the page."
     found = modules()
-    links = ''.join(f'<a href="#{m.__name__}">{m.__name__.removeprefix("nmc_workbench.")}</a>' for m in found)
+    links = ' '.join(f'<a href="#{m.__name__}">{m.__name__.removeprefix("nmc_workbench.")}</a>' for m in found)
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>nmc_workbench API</title><style>{STYLE}</style><h1>nmc_workbench</h1><nav>{links}</nav>{"".join(map(section, found))}</html>'
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Path(out).write_text(page, encoding='utf-8')

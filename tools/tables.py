@@ -31,10 +31,12 @@ def nmce_digits(record):
 
 def speed(record):
     "Ours against the baseline, measured in turns in one run."
-    a, c, i = record['augment'], record['coding_rate'], record['import']
+    a, c, i, e = (record[k] for k in ('augment', 'coding_rate', 'import', 'subspace'))
+    codes = e['threads_1']
     rows = [['SimCLR preset at 32 x 32, images/s, 1 core', f'{a["images_per_s"]:,.0f}', f'{a["torchvision_images_per_s"]:,.0f} (torchvision on PIL, one by one)', f'{a["ratio"]:.1f} times'],
             *([f'coding rate reduction, forward and backward, ({c["n"]}, {c["d"]}, {c["n_clusters"]}), ms, {t} thread{"s" * (t > 1)}', f'{c[f"threads_{t}"]["ours_ms"]:.1f}',
                f'{c[f"threads_{t}"]["plain_ms"]:.1f} (K x d x n tensor, logdet, autograd)', f'{c[f"threads_{t}"]["ratio"]:.1f} times'] for t in (1, 2)),
+            [f'elastic-net codes, {e["n"]} x {e["d"]}, s, 1 thread', f'{codes["ours_s"]:.2f}', f'{min(codes["lasso_lars_s"], codes["lasso_cd_s"]):.2f} (scikit-learn `sparse_encode`, sample by sample, scaled up from every 12th)', f'{codes["ratio"]:.1f} times'],
             ['`import nmc_workbench`, s', f'{i["seconds_package"]:.2f}', f'{i["seconds_baseline"]:.2f} (`import torch, torchvision, sklearn`)', f'{i["ratio_package"]:.2f} of it'],
             ['`from nmc_workbench.methods import NMCE`, s', f'{i["seconds_methods"]:.2f}', f'{i["seconds_baseline"]:.2f}', f'{i["ratio_methods"]:.2f} of it']]
     return f'{table(["medians of one run", "here", "baseline", "ratio"], rows)}\n\n{made(record)}'

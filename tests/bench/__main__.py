@@ -55,10 +55,10 @@ def demo_picture(figures, out):
 
 
 def speed():
-    "Augmentation, coding rate reduction and import, each against its baseline in the same run."
-    from . import bench_augment, bench_coding_rate, bench_import
+    "Augmentation, coding rate reduction, subspace clustering and import, each against its baseline in the same run."
+    from . import bench_augment, bench_coding_rate, bench_import, bench_subspace
     parts = {}
-    for name, module in (('augment', bench_augment), ('coding_rate', bench_coding_rate), ('import', bench_import)):
+    for name, module in (('augment', bench_augment), ('coding_rate', bench_coding_rate), ('subspace', bench_subspace), ('import', bench_import)):
         parts[name] = module.measure()
         print(name, parts[name], flush=True)
     return dict(**circumstances('make bench'), **parts)
