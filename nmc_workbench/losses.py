@@ -24,7 +24,7 @@ def _tiles(
 ) -> list[tuple[slice, slice]]: # slices of rows and of columns
     "Tiles whose (rows, columns, d) products stay in the cache of a processor, or bounded in an accelerator's memory."
     n, d = x.shape
-    rows, elements = (1024, 1 << 21) if x.device.type == 'cpu' else (n, 1 << 26)
+    rows, elements = (256, 1 << 21) if x.device.type == 'cpu' else (n, 1 << 26)
     columns = max(1, elements // (min(rows, n) * d))
     return [(slice(i, i + rows), slice(j, j + columns)) for i in range(0, n, rows) for j in range(0, n_columns, columns)]
 
