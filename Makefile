@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 DEMO := runs/demo
 export PYTHONUNBUFFERED := 1
-# Threads that sleep while they wait: on cores shared with other programs, spinning ones made training up to eight times slower.
+# Threads that sleep while they wait: on cores shared with other programs, spinning ones made training several times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help demo test fast check export readme lab docs bench clean

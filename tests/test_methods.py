@@ -468,3 +468,11 @@ def test_a_loss_that_is_not_a_number_leaves_a_run_that_can_go_on(images, tmp_pat
 def test_a_rate_far_too_large_stops_by_itself(images):
     with pytest.raises(TrainingError, match='the loss is not a number in stage representation, epoch .*, step .*; no checkpoint was made yet; try a smaller learning rate'):
         make(optimizer='lars', lr=1e30, warmup_epochs=0, epochs=4).fit(images)
+
+
+def test_everything_of_a_stage_lies_where_the_network_does():
+    from nmc_workbench.methods.nmce import ClusterHeads, recipe
+    config = NMCE(n_clusters=10, **recipe('digits', (1, 8, 8)))
+    network = NMCE._build(config, (1, 8, 8)).to('meta')
+    stage = ClusterHeads(network, 1, config)
+    assert {t.device.type for t in (*stage.parameters(), *stage.buffers())} == {'meta'}

@@ -13,7 +13,7 @@ fi
 echo "setup: installing torch, Jupyter and the rest into $venv (about 7 GB, a few minutes)"
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-warn-script-location -c constraints.txt -e '.[dev]'
 # The kernel of this environment: no warning at every start that its port on 127.0.0.1 is not encrypted; and threads that sleep while they wait,
-# since on cores shared with other programs spinning ones made the same training up to eight times slower.
+# since on cores shared with other programs spinning ones made the same training several times slower.
 "$venv/bin/python" - "$venv/share/jupyter/kernels/python3/kernel.json" <<'END'
 import json, sys
 path = sys.argv[1]

@@ -152,7 +152,7 @@ class ClusterHeads(_NMCEStage):
         for i in range(1, config.n_init):
             pairs.append(tuple(_fresh(head, seed_of(config.seed, 'heads', i)) for head in pairs[0]))
         self.subspaces, self.clusters = (nn.ModuleList(heads) for heads in zip(*pairs))
-        self.register_buffer('reduction', torch.zeros(config.n_init), persistent=False)
+        self.register_buffer('reduction', torch.zeros(config.n_init, device=network.subspace.weight.device), persistent=False)
 
     def start(self):
         c = self.config
