@@ -83,9 +83,16 @@ class Batches:
         "The batches of one epoch; the last incomplete one is dropped."
         order = torch.randperm(len(self.images), generator=generator(self.seed, stage, epoch, 'order'))
         noise = generator(self.seed, stage, epoch, 'views', self.rank, device=self.device)
+        if self.images.draw: yield from self._fresh(noise); return
         parts = order[:len(self) * self.batch_size].view(-1, self.batch_size)[:, self.rank::self.world]
         for index, pixels in self._fetch(parts):
             yield index, torch.stack([self.augment(pixels, noise) for _ in range(self.n_views)])
+
+    def _fresh(self, noise):
+        "Samples drawn for this step alone; they have no place in the set."
+        for _ in range(len(self)):
+            points = self.images.draw(self.batch_size // self.world, noise)
+            yield torch.full((len(points),), -1), torch.stack([self.augment(points, noise) for _ in range(self.n_views)])
 
     def plain(
         self,

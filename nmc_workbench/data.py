@@ -7,7 +7,7 @@ __all__ = ['SIDE', 'ONE', 'LABELLED', 'OPTIONS', 'SETS', 'double_spiral', 'DataS
 
 # %% ../nbs/core/03_data.ipynb #3bfecb64
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +35,10 @@ def double_spiral(
 
 def _spiral(root, split, o):
     points, arm = double_spiral(o.n, o.noise, generator(o.seed, 'spiral', split))
-    return R.from_arrays('spiral', split, points, arm, ['first arm', 'second arm'])
+    images = R.from_arrays('spiral', split, points, arm, ['first arm', 'second arm'])
+    return replace(images, draw=partial(_spiral_points, o.noise)) if o.fresh else images
+
+def _spiral_points(noise, n, rng): return double_spiral(n, noise, rng)[0]
 
 def _digits(root, split, o):
     from sklearn.datasets import load_digits
@@ -59,7 +62,7 @@ OPTIONS = dict(limit=(int | None, None, None), seed=(int, 0, None), download=(bo
 
 SETS = dict(
     digits=DataSet('1,797 handwritten digits, 8 x 8 grey; no download', _digits, ONE),
-    spiral=DataSet('points on two spiral arms; no download', _spiral, options=dict(n=(int, 2000, 2), noise=(float, .1, 0))),
+    spiral=DataSet('points on two spiral arms; no download', _spiral, options=dict(n=(int, 2000, 2), noise=(float, .1, 0), fresh=(bool, False, None))),
     mnist=DataSet('70,000 handwritten digits, 28 x 28 grey', partial(R.read_mnist, 'mnist', datasets.MNIST, R.DIGITS)),
     fashion_mnist=DataSet('70,000 pictures of clothes, 28 x 28 grey',
                           partial(R.read_mnist, 'fashion_mnist', datasets.FashionMNIST, datasets.FashionMNIST.classes)),

@@ -156,6 +156,7 @@ class Images:
     name: str # of the data set
     split: str # of the data set
     root: Path | None = None # folder that the ids are relative to, for sets of files
+    draw: object = None # (n, generator) -> samples: training then sees new ones at every step, and these are for evaluation
 
     def __post_init__(self):
         self.ids = np.asarray(self.ids, dtype=str)
@@ -249,7 +250,7 @@ class Images:
         "32 hex digits over name, split, shape, labels and pixels; the same in every process and on every device."
         h = hashlib.blake2b(digest_size=16)
         def add(x): h.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
-        h.update(json.dumps([self.name, self.split, len(self), self.shape, self.labels is not None]).encode())
+        h.update(json.dumps([self.name, self.split, len(self), self.shape, self.labels is not None, *['drawn anew'] * bool(self.draw)]).encode())
         if self.labels is not None: add(self.labels.cpu().numpy())
         if not self.streams: add(self.pixels.cpu().numpy()); return h.hexdigest()
         h.update('\n'.join(self.ids).encode('utf-8', 'surrogateescape'))

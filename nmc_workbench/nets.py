@@ -16,6 +16,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from .basics import InputError, one_of
+from .config import named
 
 # %% ../nbs/core/06_nets.ipynb #5112a163
 class ResNet(nn.Module):
@@ -56,13 +57,17 @@ def _fan_out(module):
 
 # %% ../nbs/core/06_nets.ipynb #19ff3e92
 def smallconv(
-    channels: int = 1, # of the images, 8 x 8 to 28 x 28
-    width: int = 16, # channels of the first layer; the features have four times as many
-) -> nn.Sequential:
-    "Four 3 x 3 convolutions with one max-pool, for small grey images."
-    def conv(before, after): return nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
-    return nn.Sequential(*conv(channels, width), *conv(width, 2 * width), nn.MaxPool2d(2),
-                         *conv(2 * width, 4 * width), *conv(4 * width, 4 * width), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    channels: int = 1, # of the images, 8 x 8 or larger
+    width: int = 16, # channels of the first layer
+    stride: int = 1, # of the first layer; 2 makes it 5 x 5, for images of 28 x 28 and more
+    stages: int = 2, # 3 adds a max-pool and a convolution
+) -> nn.Sequential: # features: 2 ** stages times the width
+    "Four or five 3 x 3 convolutions, for small images on a CPU."
+    def conv(before, after, k=3, s=1): return nn.Conv2d(before, after, k, s, k // 2, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+    if stride not in (1, 2) or stages not in (2, 3): raise InputError(f'smallconv with stride={stride}, stages={stages}; expected a stride of 1 or 2, and 2 or 3 stages')
+    deep = (nn.MaxPool2d(2), *conv(4 * width, 8 * width)) if stages == 3 else ()
+    return nn.Sequential(*conv(channels, width, 2 * stride + 1, stride), *conv(width, 2 * width), nn.MaxPool2d(2),
+                         *conv(2 * width, 4 * width), *conv(4 * width, 4 * width), *deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 def mlp(
     channels: int = 2, # numbers per point
@@ -109,7 +114,7 @@ _NETS = dict(
     resnet34cifar=(partial(_CIFAR, blocks=_34), 3, 512),
     resnet18stl10=(_STL, 3, 512),
     resnet34stl10=(partial(_STL, blocks=_34), 3, 512),
-    smallconv=(smallconv, 1, lambda width=16: 4 * width),
+    smallconv=(smallconv, 1, lambda width=16, stride=1, stages=2: width * 2 ** stages),
     mlp=(mlp, 2, lambda width=128, depth=5: width))
 
 def names() -> list[str]:
@@ -117,12 +122,14 @@ def names() -> list[str]:
     return [*_NETS, 'torchvision:<model>']
 
 def backbone(
-    name: str, # one of `names()`
+    name: str, # one of `names()`; options may follow in brackets, as in 'smallconv(width=32)'
     channels: int | None = None, # of the images; `None` is what the net was made for
-    **options, # `width` of smallconv; `width` and `depth` of mlp
+    **options, # `width`, `stride` and `stages` of smallconv; `width` and `depth` of mlp
 ) -> tuple[nn.Module, int]: # the module, (B, C, H, W) -> (B, F), and F
     "A feature extractor by name, freshly initialised."
-    family, _, model = str(name).partition(':')
+    name, written = named(str(name), 'backbone')
+    options = {**written, **options}
+    family, _, model = name.partition(':')
     if family == 'torchvision' and model: build, default, dim = partial(_from_torchvision, model), 3, None
     else: build, default, dim = _NETS[one_of(name, names(), 'backbone')]
     channels = default if channels is None else channels

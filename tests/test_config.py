@@ -10,11 +10,11 @@ from fastcore.docments import docments
 
 from nmc_workbench import augment, nets
 from nmc_workbench.basics import InputError
-from nmc_workbench.config import Config, convert, param
+from nmc_workbench.config import named, Config, convert, param
 from nmc_workbench.data import names
 from nmc_workbench.methods import NMCE, NMCEConfig
 from nmc_workbench.methods.base import RunConfig, default_run_dir, fill
-from nmc_workbench.methods.nmce import RECIPES, recipe
+from nmc_workbench.methods.nmce_recipes import RECIPES, recipe
 
 GOOD = [
     ('true', bool, True), ('True', bool, True), ('false', bool, False), ('off', bool, False), (True, bool, True), (np.bool_(True), bool, True),
@@ -82,8 +82,8 @@ def test_unknown_parameter_of_a_method_names_the_nearest():
     with pytest.raises(InputError, match="unknown parameter 'epoch'; did you mean 'epochs'"): NMCEConfig.from_names(dict(epoch=3))
 
 
-# Parameters that a recipe never sets: what data, how many clusters, where the run goes.
-FREE = {'limit', 'size', 'n_clusters', 'run_dir'}
+# Parameters that a recipe never sets: what data, how many clusters, where the run starts and goes.
+FREE = {'limit', 'size', 'n_clusters', 'run_dir', 'recipe', 'start_from'}
 
 
 def test_every_parameter_is_documented():
@@ -106,9 +106,9 @@ def test_defaults_fit_their_own_declaration():
 def test_recipes_set_every_open_parameter_and_no_other(name):
     unset = {f.name for f in dataclasses.fields(NMCEConfig) if f.default is None}
     assert RECIPES[name].keys() == unset - FREE
-    config = fill(NMCEConfig(dataset=name), RECIPES[name])
+    config = fill(NMCEConfig(), RECIPES[name])
     assert {k for k, v in config.to_dict().items() if v is None} == FREE
-    assert config.augment in augment.presets() and config.backbone in nets.names()
+    assert named(config.augment, 'preset')[0] in augment.presets() and named(config.backbone, 'backbone')[0] in nets.names()
 
 
 @pytest.mark.parametrize('dataset, shape', [('mnist', (1, 28, 28)), ('usps', (1, 16, 16)), ('cifar100', (3, 32, 32)), ('stl10', (3, 96, 96)), ('spiral', (2,)), ('folder', (3, 64, 64)),
