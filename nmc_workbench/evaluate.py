@@ -116,7 +116,7 @@ class EvaluateConfig(Config):
     "Parameters of the evaluation notebook."
     run_dir: str = param('runs/demo/run') # folder of a finished run, of any method
     protocols: str = param('svm,knn,nearest_subspace,linear_probe,kmeans,ensc') # which to run, of these
-    kind: str = param('subspace', choices=KINDS) # features: pool, pre_feature, projection, subspace, cluster
+    kind: str | None = param(None, choices=KINDS) # features: pool, pre_feature, projection, subspace, cluster; None: the run's embedding
     n_augmented: int = param(0, low=0) # average over so many augmented views; 0 or 1: the plain transform
     data_dir: str | None = param(None) # folder of the data; None: the run's
     limit: int | None = param(None, low=2) # at most so many images of each split, stratified

@@ -471,7 +471,8 @@ def test_a_rate_far_too_large_stops_by_itself(images):
 
 
 def test_everything_of_a_stage_lies_where_the_network_does():
-    from nmc_workbench.methods.nmce import ClusterHeads, recipe
+    from nmc_workbench.methods.nmce import ClusterHeads
+    from nmc_workbench.methods.nmce_recipes import recipe
     config = NMCE(n_clusters=10, **recipe('digits', (1, 8, 8)))
     network = NMCE._build(config, (1, 8, 8)).to('meta')
     stage = ClusterHeads(network, 1, config)

@@ -6,6 +6,7 @@
 __all__ = ['NMCE', 'NMCEConfig']
 
 # %% ../../nbs/methods/29_methods.ipynb #7c5222b6
-from .nmce import NMCE, NMCEConfig
+from .nmce import NMCE
+from .nmce_recipes import NMCEConfig
 
 _all_ = ['NMCE', 'NMCEConfig']

@@ -35,6 +35,7 @@ class RunConfig(Config):
     limit: int | None = param(None, low=2) # use a stratified subset of so many images, always the same
     size: int | None = param(None, low=4) # side to resize the images of a folder to, in pixels
     n_clusters: int | None = param(None, low=2) # number of clusters; None: the number of classes
+    recipe: str | None = param(None) # set of values to start from, one of the method's recipes; None: the data set's own
     epochs: int | None = param(None, low=1) # epochs of the first stage; None: the recipe's value, as for all below
     batch_size: int | None = param(None, low=2) # images a step
     seed: int = param(0, low=0) # every random choice follows from it
@@ -42,7 +43,7 @@ class RunConfig(Config):
     amp: str = param('off', choices=AMP) # mixed precision: off, bf16, fp16
     run_dir: str | None = param(None) # folder of the run; None: a name made of the parameters, under runs/
     resume: bool = param(False) # continue an interrupted run from its checkpoint
-    checkpoint_every: int = param(10, low=1) # epochs between checkpoints
+    checkpoint_every: int | None = param(None, low=1) # epochs between checkpoints
 
 # %% ../../nbs/methods/20_base.ipynb #6a0070c5
 def fill(
@@ -88,13 +89,18 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         device = pick_device(config.device)
         if device.type == 'cuda' and rank_and_world()[1] > 1: torch.cuda.set_device(device)
         Precision(config.amp, device)
-        self.network_ = self._build(config, images.shape).to(device)
-        if device.type == 'cuda': self.network_.to(memory_format=torch.channels_last)
+        self.network_ = self._build(config, images.shape)
+        self._start(config)
+        self.network_.to(device)
+        if device.type in ('cpu', 'cuda'): self.network_.to(memory_format=torch.channels_last)      # on both, convolutions are faster so
         batches = Batches(images, self._augment(config), config.batch_size, config.n_views, config.seed, device)
         self._try(batches)
         self.run_ = self._open_run(config, images, device)
         self.trainer_ = Trainer(self._stages(config), batches, self.run_, config.amp, config.checkpoint_every, config.resume)
         return self.trainer_
+
+    def _start(self, config):
+        "Weights to start from other than the seed's."
 
     def _try(self, batches):
         "Refuse images that the network or the augmentation cannot take, before a folder is made."
@@ -119,7 +125,8 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         "Label and embed the images, score where there are labels, write it all, and `more`, into the run; returns self."
         batches = self.trainer_.batches
         self.embedding_, logits = self._predict(batches)
-        self.labels_, self.n_clusters_ = logits.argmax(1), self.config_.n_clusters
+        self._settle(self.embedding_)
+        self.labels_, self.n_clusters_ = self._label(self.embedding_, logits), self.config_.n_clusters
         self.history_ = self.trainer_.history
         images = batches.images
         self.results_ = {} if images.labels is None else scores(images.labels.cpu().numpy(), self.labels_)
@@ -129,8 +136,8 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         return self
 
     def predict(self, X) -> np.ndarray: # (n,) int
-        "Cluster of each image: the largest logit, of the plain transform."
-        return self._predict(self._plain(X))[1].argmax(1)
+        "Cluster of each image, of the plain transform."
+        return self._label(*self._predict(self._plain(X)))
 
     def predict_proba(self, X) -> np.ndarray: # (n, K) float32, rows sum to one
         "Softmax of the cluster logits."
@@ -140,11 +147,22 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         "Embedding of each image, of the plain transform."
         return self._predict(self._plain(X))[0]
 
+    def _settle(self, embedding):
+        "After the last stage: find what `_label` needs beside the network."
+
+    def _label(self, embedding, logits): return logits.argmax(1)
+
+    def _more(self) -> dict:
+        "What `save` keeps beside parameters and weights; `_take_more` gets it back."
+        return {}
+
+    def _take_more(self, more: dict): pass
+
     def save(self, path: str | Path):
         "Parameters, weights and shapes in one file, whole or not at all."
         params = self.config_class(**self.get_params()).checked()
         write_torch(path, dict(method=type(self).__name__, params=what(params), config=what(self.config_),
-                               shape=list(self.network_.input_shape), weights=self.network_.state_dict()))
+                               shape=list(self.network_.input_shape), weights=self.network_.state_dict(), more=self._more()))
 
     @classmethod
     def load(cls, path: str | Path, device: str = 'auto') -> 'Method':
@@ -156,6 +174,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         self.config_ = cls.config_class(**saved['config'])
         self.network_ = self._build(self.config_, tuple(saved['shape'])).to(pick_device(device))
         load_state(self.network_, saved['weights'], str(path))
+        self._take_more(saved.get('more', {}))
         self.n_clusters_ = self.config_.n_clusters
         return self
 
