@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 # Threads that sleep while they wait: on cores shared with other programs, spinning ones made training several times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test fast check export readme lab docs bench clean
+.PHONY: help demo test fast check export readme lab docs bench bench-data bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,7 +43,14 @@ docs: $(VENV)/.ready  ## build a plain page of the API: _docs/index.html
 	$(BIN)/python tools/api_page.py _docs/index.html
 
 bench: $(VENV)/.ready  ## measure every figure the pages quote (about 25 minutes), and write them into docs/records and the pages
-	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench
+	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh speed digits spiral
+
+bench-data: $(VENV)/.ready  ## measure the recipes for two cores on COIL-20, MNIST and CIFAR-10: make bench-data DATA=folder (about an hour and a half)
+	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh coil20 mnist cifar10 --data "$(DATA)"
+
+# Without .venv it takes the Python at hand, which needs PyTorch and the core's other packages only.
+bench-gpu:  ## measure the CIFAR-10 recipe on a GPU: make bench-gpu DATA=folder; ends by itself after ten minutes, the same command goes on
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.bench.gpu $(if $(DATA),--dataset folder --data "$(DATA)") $(ARGS)
 
 clean:  ## remove what was built; keeps runs/ and data/
 	rm -rf $(VENV) _docs build *.egg-info .pytest_cache .ruff_cache .jupyter_cache

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FINDERS', 'Nearest', 'find_clusters']
 
-# %% ../nbs/core/19_assign.ipynb #b98a3bd4
+# %% ../nbs/core/19_assign.ipynb #0a7fc00e
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from .basics import InputError, one_of
 from .subspaces import subspace_clustering
 
-# %% ../nbs/core/19_assign.ipynb #33821d17
+# %% ../nbs/core/19_assign.ipynb #c67127f8
 class Nearest:
     "Points with a label each; a sample takes the label of the nearest point, in the Euclidean distance."
     def __init__(self,
@@ -38,13 +38,13 @@ class Nearest:
         "What `Nearest(**state)` is made from again."
         return dict(points=self.points, labels=self.labels)
 
-# %% ../nbs/core/19_assign.ipynb #00f7e862
+# %% ../nbs/core/19_assign.ipynb #e81ce43f
 def _kmeans(z, n_clusters, seed, **ensc):
     found = KMeans(n_clusters, n_init=10, random_state=seed).fit(z)
     return Nearest(found.cluster_centers_, np.arange(n_clusters))
 
-def _ensc(z, n_clusters, seed, gamma, tau):
-    return Nearest(z, subspace_clustering(torch.from_numpy(z), n_clusters, gamma, tau, seed))
+def _ensc(z, n_clusters, seed, gamma, tau, keep):
+    return Nearest(z, subspace_clustering(torch.from_numpy(z), n_clusters, gamma, tau, seed, keep))
 
 FINDERS = dict(kmeans=_kmeans, ensc=_ensc)
 
@@ -55,10 +55,11 @@ def find_clusters(
     seed: int = 0, # of the starts
     gamma: float = 100., # ensc: larger gives denser codes
     tau: float = 1., # ensc: share of the 1-norm
+    keep: int = 50, # ensc: coefficients of each code that count
 ) -> Nearest: # its `predict(z)` gives the labels
     "Clusters of an embedding."
     z = np.ascontiguousarray(torch.as_tensor(z).cpu().numpy(), dtype=np.float32)
     if z.ndim != 2: raise InputError(f'z has shape {z.shape}; expected (n, d)')
     if not 2 <= n_clusters <= len(z): raise InputError(f'n_clusters={n_clusters}, n_samples={len(z)}; expected at least 2 clusters and no more than samples')
     if not np.isfinite(z).all(): raise InputError('z holds values that are not finite; train or embed again')
-    return FINDERS[one_of(how, FINDERS, 'way to find clusters')](z, n_clusters, seed, gamma=gamma, tau=tau)
+    return FINDERS[one_of(how, FINDERS, 'way to find clusters')](z, n_clusters, seed, gamma=gamma, tau=tau, keep=keep)

@@ -7,6 +7,7 @@ __all__ = ['rank_and_world', 'mean_over_ranks', 'from_main', 'ahead', 'Batches']
 
 # %% ../nbs/core/11_batches.ipynb #ebd984a4
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 
 import torch
 import torch.distributed as dist
@@ -67,11 +68,25 @@ class Batches:
         seed: int = 0, # every order and every view follows from it
         device: str | torch.device = 'cpu', # where the views are made
     ):
-        if batch_size > len(images): raise InputError(f'batch_size={batch_size} > n_samples={len(images)}; choose a smaller batch_size')
         self.rank, self.world = rank_and_world()
-        if batch_size % self.world: raise InputError(f'batch_size={batch_size} is not a multiple of the {self.world} ranks')
         self.images = images if images.streams else images.to(device)
-        self.augment, self.batch_size, self.n_views, self.seed, self.device = augment, batch_size, n_views, seed, torch.device(device)
+        self.augment, self.n_views, self.seed, self.device = augment, n_views, seed, torch.device(device)
+        self._set(batch_size)
+
+    def _set(self, batch_size):
+        if batch_size > len(self.images): raise InputError(f'batch_size={batch_size} > n_samples={len(self.images)}; choose a smaller batch_size')
+        if batch_size % self.world: raise InputError(f'batch_size={batch_size} is not a multiple of the {self.world} ranks')
+        self.batch_size = batch_size
+
+    def sized(
+        self,
+        batch_size: int | None, # samples a step, over all ranks; `None` changes nothing
+    ) -> 'Batches':
+        "The same set in batches of another size; images are shared, not copied."
+        if batch_size is None: return self
+        other = copy(self)
+        other._set(batch_size)
+        return other
 
     def __len__(self): return len(self.images) // self.batch_size
 

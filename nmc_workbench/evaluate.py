@@ -129,6 +129,7 @@ class EvaluateConfig(Config):
     n_clusters: int | None = param(None, low=2) # clusters of kmeans and ensc; None: the number of classes
     gamma: float = param(100., above=1) # ensc: larger gives denser codes
     tau: float = param(1., above=0, high=1) # ensc: share of the 1-norm
+    keep: int = param(50, low=1) # ensc: coefficients of each code that count, the largest
     seed: int = param(0, low=0) # every random choice follows from it
     device: str = param('auto') # auto, cpu, cuda, cuda:1, mps
 
@@ -144,7 +145,7 @@ def _kmeans(train, test, o): return cluster_scores(train[1], kmeans_labels(train
 
 def _ensc(train, test, o):
     x = torch.as_tensor(train[0]).to(pick_device(o.device))
-    return cluster_scores(train[1], subspace_clustering(x, o.n_clusters, o.gamma, o.tau, o.seed))
+    return cluster_scores(train[1], subspace_clustering(x, o.n_clusters, o.gamma, o.tau, o.seed, o.keep))
 
 # name: what it says, and a function of (train_x, train_y), (test_x, test_y) and the parameters
 PROTOCOLS = dict(

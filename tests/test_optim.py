@@ -1,10 +1,11 @@
-"""LARS against a slow reference, schedules against torch's own scheduler."""
+"""LARS and Muon against slow references, schedules against torch's own scheduler."""
 import copy
 import math
 
 import pytest
 import torch
 
+from nmc_workbench import optim
 from nmc_workbench.basics import InputError
 from nmc_workbench.optim import Lars, gamma_ramp, warmup_cosine
 
@@ -130,3 +131,59 @@ def test_ends_of_the_schedules():
     assert [gamma_ramp(e, 10, 4, .1, .9) for e in (0, 6, 8, 10, 11)] == pytest.approx([.1, .1, .5, .9, .1])
     for bad in ((-1, 10), (11, 10), (0, 0)):
         with pytest.raises(InputError): warmup_cosine(*bad, .1)
+
+
+# --- Muon
+
+
+def svd_step(weight, grad, buffer, lr, momentum):
+    "The step with the exact orthogonal factor."
+    buffer = buffer + (1 - momentum) * (grad - buffer)
+    u, _, v = torch.linalg.svd(grad + momentum * (buffer - grad), full_matrices=False)
+    return weight - lr * max(1., weight.shape[0] / weight.shape[1]) ** .5 * u @ v, buffer
+
+
+@pytest.mark.parametrize('shape', [(8, 8), (6, 20), (20, 6)])
+def test_muon_steps_along_the_orthogonal_factor(shape):
+    g = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(*shape, generator=g, dtype=torch.float64))
+    opt, exact, buffer = optim.Muon([weight], lr=.1, momentum=.9), weight.detach().clone(), torch.zeros(*shape, dtype=torch.float64)
+    for _ in range(3):
+        weight.grad, before = torch.randn(*shape, generator=g, dtype=torch.float64), weight.detach().clone()
+        opt.step()
+        wanted, buffer = svd_step(exact, weight.grad, buffer, .1, .9)
+        step, target = (weight.detach() - before).flatten(), (wanted - exact).flatten()
+        assert torch.cosine_similarity(step, target, 0) > .95 and .6 < (step.norm() / target.norm()) < 1.3
+        exact = wanted
+
+
+def test_muon_treats_matrices_of_a_shape_like_single_ones():
+    g = torch.Generator().manual_seed(1)
+    grads = [torch.randn(5, 7, generator=g) for _ in range(3)]
+    def stepped(groups):
+        params = [torch.nn.Parameter(torch.ones(5, 7)) for _ in grads]
+        for p, grad in zip(params, grads): p.grad = grad
+        for opt in groups(params): opt.step()
+        return torch.stack([p.detach() for p in params])
+    torch.testing.assert_close(stepped(lambda ps: [optim.Muon(ps, lr=.1)]), stepped(lambda ps: [optim.Muon([p], lr=.1) for p in ps]))
+
+
+def test_muon_continues_from_its_state_to_the_bit():
+    def run(stop):
+        g, p = torch.Generator().manual_seed(2), torch.nn.Parameter(torch.ones(4, 4))
+        opt = optim.Muon([p], lr=.05, weight_decay=.1)
+        for i in range(6):
+            if i == stop:
+                state, p = opt.state_dict(), torch.nn.Parameter(p.detach().clone())
+                opt = optim.Muon([p], lr=9.)
+                opt.load_state_dict(state)
+            p.grad = torch.randn(4, 4, generator=g)
+            opt.step()
+        return p.detach()
+    assert run(None).equal(run(3))
+
+
+@pytest.mark.parametrize('make, message', [(lambda p: optim.Muon([p], lr=0), 'lr=0; expected > 0'), (lambda p: optim.Muon([p], lr=1, momentum=1), 'momentum=1'), (lambda p: optim.Muon([p], lr=1, steps=0), 'steps=0'),
+                                           (lambda p: optim.Muon([torch.nn.Parameter(torch.zeros(2, 3, 3, 3))], lr=1), r'shape \(2, 3, 3, 3\)')])
+def test_muon_refuses(make, message):
+    with pytest.raises(InputError, match=message): make(torch.nn.Parameter(torch.zeros(3, 3)))

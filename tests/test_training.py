@@ -1,8 +1,12 @@
-"""The loop: order, log, checkpoints, a loss that is not a number, and two processes."""
+"""The loop: order, log, checkpoints, time, compilation, a loss that is not a number, and two processes."""
 import json
 import os
+import shutil
 import socket
+import time
+import warnings
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +19,11 @@ from nmc_workbench.batches import Batches, from_main, mean_over_ranks, rank_and_
 from nmc_workbench.data import load
 from nmc_workbench.methods import NMCE, NMCEConfig
 from nmc_workbench.methods.base import fill
-from nmc_workbench.methods.nmce import ClusterHeads, FineTune, Representation, recipe
+from nmc_workbench.methods.nmce import ClusterHeads, FineTune, Representation
+from nmc_workbench.methods.nmce_recipes import recipe
 from nmc_workbench.nets import SubspaceNet, backbone, initialised
 from nmc_workbench.runs import Run, load_checkpoint, read_metrics
-from nmc_workbench.training import Precision, Stage, Trainer, progress
+from nmc_workbench.training import PARTS, Precision, Stage, Stopwatch, Trainer, budget_line, compiled, keep_memory, progress, time_budget
 
 
 class Agree(Stage):
@@ -243,7 +248,9 @@ def test_bf16_casts_and_off_does_not():
 def test_a_step_updates_every_optimiser():
     a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     a.grad = torch.full((1,), 100.)       # of an earlier step
-    Precision('off', torch.device('cpu')).update((a * 2 + b * 3).sum(), [torch.optim.SGD([p], lr=.1) for p in (a, b)])
+    precision, optimisers = Precision('off', torch.device('cpu')), [torch.optim.SGD([p], lr=.1) for p in (a, b)]
+    precision.backward((a * 2 + b * 3).sum(), optimisers)
+    precision.step(optimisers)
     assert a.item() == pytest.approx(.8) and b.item() == pytest.approx(.7)
 
 
@@ -254,6 +261,262 @@ def test_the_bar_shows_rate_and_time_left(capsys):
     bar.close()
     text = capsys.readouterr().err
     assert 'stage' in text and '8/10' in text and 'it/s' in text and '<' in text
+
+
+# --- what the seconds are spent on
+
+
+def parts_of(row): return {k: row[f'seconds_{k}'] for k in (*PARTS, 'other')}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    "A clock that stands still unless it is told to go on: clock(seconds)."
+    now = [100.]
+    monkeypatch.setattr(training, 'time', SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0]))
+    def go(seconds): now[0] += seconds
+    return go
+
+
+def test_every_second_of_an_epoch_has_a_name(make, monkeypatch, clock):
+    class Sgd(torch.optim.SGD):
+        def step(self, closure=None): clock(3); super().step(closure)
+    class Timed(Agree):
+        def start(self): return dict(sgd=Sgd(self.learns(self.network), lr=.01))
+        def before_epoch(self, epoch): super().before_epoch(epoch); clock(5)
+        def after_epoch(self, epoch): clock(1000); return {}        # not part of the epoch
+        def step(self, *a):
+            loss, log = super().step(*a)
+            loss.register_hook(lambda g: clock(2))
+            clock(1)
+            return loss, log
+    draw = Batches.epoch
+    def slow(self, *a):
+        for item in draw(self, *a): clock(4); yield item
+    monkeypatch.setattr(Batches, 'epoch', slow)
+    for row in make([Timed], 2).train():
+        assert row['seconds'] == 35 and parts_of(row) == dict(augment=12, forward=3, backward=6, optimiser=9, other=5)
+
+
+def test_the_parts_of_a_plain_run_add_up(make):
+    for row in make().train(): assert sum(parts_of(row).values()) == pytest.approx(row['seconds'], abs=1e-9) and min(parts_of(row).values()) >= -1e-4
+
+
+def test_a_mark_costs_little():
+    watch, start = Stopwatch(torch.device('cpu')), time.perf_counter()
+    for _ in range(2000): watch.mark('forward')
+    assert time.perf_counter() - start < .1       # 50 microseconds each, on a busy machine
+
+
+def row(stage, seconds, *parts): return dict(stage=stage, seconds=seconds, views_per_second=10 / seconds, **{f'seconds_{k}': v for k, v in zip((*PARTS, 'other'), parts, strict=True)})
+
+
+def test_the_budget_is_per_stage():
+    rows = [row('b', 1., .5, .25, .25, 0., 0.), row('b', 3., .5, 2., 0., 0., .5), row('a', 2., 0., 1., 1., 0., 0.), row('b', 10., 9., .75, 0., .25, 0.)]
+    b, a = time_budget(rows)
+    assert (b['stage'], b['epochs'], b['seconds'], b['views_per_second']) == ('b', 3, 3., 3.3333) and (a['stage'], a['epochs'], a['forward']) == ('a', 1, .5)
+    assert [b[k] for k in (*PARTS, 'other')] == pytest.approx([10 / 14, 3 / 14, .25 / 14, .25 / 14, .5 / 14])
+    assert budget_line(b) == 'b: 3 epochs of 3 s, 3 views/s; augment 71%, forward 21%, backward 2%, optimiser 2%, other 4%'
+
+
+def test_a_log_without_parts_has_no_budget():
+    assert time_budget([]) == [] == time_budget([dict(stage='a', epoch=0, seconds=1., views_per_second=1.)])
+    assert time_budget([dict(row('a', 1., 0., 0., 0., 0., 0.), seconds=0.)])[0]['other'] == 0       # an epoch quicker than the clock
+
+
+def test_a_long_stage_says_what_it_was_spent_on(make, monkeypatch, capsys):
+    make(folder=None).train()
+    assert 'views/s' not in capsys.readouterr().err
+    monkeypatch.setattr(training, 'TELL_AFTER', 0)
+    make(folder=None).train()
+    lines = [line for line in capsys.readouterr().err.splitlines() if 'views/s' in line]
+    assert [line.split(': ')[0] for line in lines] == ['agree', 'second'] and all(line.count('%') == 5 for line in lines)
+
+
+# --- a limit of time
+
+
+@pytest.mark.parametrize('every', [2, 100])
+def test_a_run_in_pieces_equals_a_whole_one(make, every):
+    whole = make(folder=None)
+    whole.train()
+    for calls in range(1, 12):
+        trainer = make(resume=True, every=every)
+        assert len(trainer.history) == calls - 1 and not trainer.done        # one epoch a call, and none is lost
+        trainer.train(seconds=0)
+        if trainer.done: break
+    assert calls == 10
+    same(whole, trainer)
+
+
+def test_enough_time_is_as_good_as_no_limit(make):
+    trainer = make()
+    assert len(trainer.train(seconds=60)) == 10 and trainer.done
+
+
+def test_the_limit_is_kept(make, clock):
+    class Timed(Agree):
+        def before_epoch(self, epoch): super().before_epoch(epoch); clock(10)
+    for seconds, epochs in ((24, 1), (25, 2), (35, 3), (1, 1), (40, 3)):      # another epoch must fit in one and a half times
+        trainer = make([Timed], 50, f'run{seconds}')
+        trainer.train(seconds=seconds)
+        assert trainer.next_epoch == epochs and load_checkpoint(trainer.run.path('checkpoint.pt'))['next_epoch'] == epochs
+
+
+# --- compilation
+
+
+class Convolutions(Stage):
+    name = 'convolutions'
+    def start(self): return dict(sgd=torch.optim.SGD(self.learns(self.network), lr=.01))
+    def step(self, index, views):
+        z = self.network.project(views.flatten(0, 1))
+        return z.square().mean() - z.var(0).sum(), {}
+
+
+def small_trainer(digits, folder=None, compile=False, resume=False, epochs=2):
+    net = initialised(lambda: SubspaceNet(*backbone('smallconv', 1, width=2), 4, 3, hidden=8), 0)
+    run = Run(folder, dict(epochs=epochs), resume) if folder else None
+    return Trainer([Convolutions(net, epochs)], Batches(digits, preset('digits'), 20), run, resume=resume, compile=compile)
+
+
+def count_compilations(monkeypatch, backend):
+    "torch.compile with another backend; returns the graphs it was given."
+    graphs, compile = [], torch.compile
+    def told(graph, inputs):
+        graphs.append(graph)
+        return backend(graph, inputs)
+    monkeypatch.setattr(torch, 'compile', lambda f, backend: compile(f, backend=told))
+    torch._dynamo.reset()
+    return graphs
+
+
+def as_it_is(graph, inputs): return graph.forward
+
+
+@pytest.mark.slow
+def test_compilation_changes_neither_names_nor_values(digits, tmp_path, monkeypatch):
+    graphs = count_compilations(monkeypatch, as_it_is)
+    plain, quick = small_trainer(digits), small_trainer(digits, tmp_path / 'run', compile=True)
+    plain.train()
+    assert not graphs
+    quick.train()
+    same(plain, quick)
+    assert len(graphs) == 1 and list(plain.network.state_dict()) == list(quick.network.state_dict())
+    assert 'forward' not in vars(quick.network.backbone)      # only while a stage runs
+    assert small_trainer(digits, tmp_path / 'run', resume=True).done        # what one wrote the other reads
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_the_compilation_it_began_with(digits, tmp_path, monkeypatch):
+    count_compilations(monkeypatch, as_it_is)
+    whole = small_trainer(digits, epochs=4)
+    whole.train()
+    small_trainer(digits, tmp_path / 'run', compile=True, epochs=4).train(seconds=0)
+    for compile in (False, True):
+        again = small_trainer(digits, tmp_path / 'run', compile, resume=True, epochs=4)
+        again.train(seconds=0)
+    again.train()
+    same(whole, again)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_one_line_warns_and_the_run_goes_on(digits, monkeypatch):
+    def fails(graph, inputs): raise RuntimeError('no compiler here\nand more lines')
+    count_compilations(monkeypatch, fails)
+    plain, quick = small_trainer(digits), small_trainer(digits, compile=True)
+    plain.train()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        quick.train()
+    told = [str(w.message) for w in told if 'compile' in str(w.message)]
+    assert len(told) == 1 and '\n' not in told[0] and 'Sequential runs as it is' in told[0] and 'no compiler here' in told[0]
+    same(plain, quick)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('g++'), reason='needs a C++ compiler')
+def test_the_default_compiler_computes_the_same():
+    torch._dynamo.reset()
+    net = initialised(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), 0)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings(), compiled(net):
+        warnings.simplefilter('error', UserWarning)
+        warnings.filterwarnings('ignore', message='.*CUDA.*')
+        net(x).sum().backward()
+    quick = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    net(x).sum().backward()
+    assert all(torch.allclose(a, p.grad) for a, p in zip(quick, net.parameters()))
+
+
+def test_an_error_of_the_module_is_not_hidden():
+    class Wrong(nn.Module):
+        def forward(self, x): return x @ x
+    with compiled(Wrong(), as_it_is) as wrong, pytest.raises(Exception, match='(?i)shape|size'): wrong(torch.ones(2, 3))
+
+
+def test_memory_is_kept_for_large_steps_on_a_processor_alone(digits, monkeypatch):
+    called = []
+    monkeypatch.setattr(training, 'keep_memory', lambda: called.append(1))
+    stages, augment = [Agree(nn.Linear(64, 4), 1)], preset('digits')
+    for limits, calls in (((1, 20 * 2 * 64), 0), ((1, 20 * 2 * 64 + 1), 1), ((20 * 2 * 64 + 1, 1 << 24), 0), ((20 * 2 * 64, 1 << 24), 1)):
+        monkeypatch.setattr(training, 'LARGE', limits)
+        called.clear()
+        Trainer(stages, Batches(digits, augment, 20))
+        assert len(called) == calls, limits
+
+
+def test_keeping_memory_never_fails(monkeypatch):
+    import ctypes
+    assert keep_memory() in (True, False)
+    monkeypatch.setattr(ctypes, 'CDLL', lambda name: object())
+    assert keep_memory() is False
+
+
+# --- on a GPU
+
+
+on_cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
+
+
+def nmce_on_cuda(compile=False, amp='bf16', **params):
+    model = NMCE(recipe='cifar10', n_clusters=3, epochs=2, cluster_epochs=1, finetune_epochs=1, batch_size=64, hidden_dim=64, device='cuda', amp=amp, **params)
+    trainer = model.begin(torch.randint(0, 256, (192, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    trainer.compile = compile
+    return trainer
+
+
+def without_waiting(trainer):
+    "Let every step raise where it waits for the device."
+    step, back, draw = trainer.precision.step, trainer.precision.backward, trainer.batches.epoch
+    def guarded(f):
+        def g(*a):
+            torch.cuda.set_sync_debug_mode('error')
+            try: return f(*a)
+            finally: torch.cuda.set_sync_debug_mode('default')
+        return g
+    trainer.precision.step, trainer.precision.backward = guarded(step), guarded(back)
+    for s in trainer.stages: s.step = guarded(s.step)
+    def epoch(*a):
+        items = draw(*a)
+        while (item := guarded(lambda: next(items, None))()) is not None: yield item
+    return trainer, epoch
+
+
+@pytest.mark.parametrize('amp', [pytest.param(a, marks=on_cuda) for a in ('off', 'bf16')])
+def test_no_step_waits_for_the_device(amp):
+    trainer, epoch = without_waiting(nmce_on_cuda(amp=amp))
+    rows = trainer.train()
+    for r in rows: assert sum(parts_of(r).values()) == pytest.approx(r['seconds'], abs=1e-9) and min(parts_of(r).values()) >= -1e-3
+    list(trainer.batches.epoch('representation', 0))
+    assert all(len(views) == 2 for _, views in epoch('representation', 1))
+
+
+@pytest.mark.parametrize('compile', [pytest.param(c, marks=on_cuda) for c in (False, True)])
+def test_the_seconds_of_the_device_are_found(compile):
+    rows = nmce_on_cuda(compile).train()
+    assert all(r['seconds_forward'] > 0 and r['seconds_backward'] > 0 and r['seconds_optimiser'] > 0 for r in rows)
 
 
 # --- two processes

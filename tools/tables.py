@@ -19,34 +19,47 @@ def made(record):
     return f'`{record["command"]}`, {record["date"]}: {record["cores"]} cores of {record["processor"]}, Python {record["python"]}, torch {v["torch"]}, torchvision {v["torchvision"]}, scikit-learn {v["scikit-learn"]}.'
 
 
-def nmce_digits(record):
-    "Five seeds of NMCE on digits beside k-means on pixels."
-    runs = record['rows']
-    head = ['1,797 digits, K = 10', *(f'seed {r["seed"]}' for r in runs), 'mean ± std', 'k-means on pixels']
-    rows = [[name, *(f'{r[k]:.3f}' for r in runs), f'**{mean(r[k] for r in runs):.3f}** ± {pstdev(r[k] for r in runs):.3f}', f'{record["kmeans_pixels"][k]:.3f}']
-            for name, k in (('ACC', 'acc'), ('NMI', 'nmi'), ('ARI', 'ari'))]
-    seconds = ['seconds, whole notebook', *(f'{r["seconds"]:.0f}' for r in runs), f'{mean(r["seconds"] for r in runs):.0f}', '']
+def trained(record):
+    "The seeds of a train notebook beside k-means on pixels."
+    runs, several = record['rows'], len(record['rows']) > 1
+    head = [record['title'], *(f'seed {r["seed"]}' for r in runs), *['mean ± std'] * several, 'k-means on pixels']
+    def spread(k): return [f'**{mean(r[k] for r in runs):.3f}** ± {pstdev(r[k] for r in runs):.3f}'] * several
+    rows = [[name, *(f'{r[k]:.3f}' for r in runs), *spread(k), f'{record["kmeans_pixels"][k]:.3f}'] for name, k in (('ACC', 'acc'), ('NMI', 'nmi'), ('ARI', 'ari'))]
+    seconds = ['seconds, whole notebook', *(f'{r["seconds"]:.0f}' for r in runs), *[f'{mean(r["seconds"] for r in runs):.0f}'] * several, '']
     return f'{table(head, [*rows, seconds])}\n\n{made(record)}'
 
 
 def speed(record):
     "Ours against the baseline, measured in turns in one run."
-    a, c, i, e = (record[k] for k in ('augment', 'coding_rate', 'import', 'subspace'))
+    a, c, i, e, s = (record.get(k, {}) for k in ('augment', 'coding_rate', 'import', 'subspace', 'coil_step'))
     codes = e['threads_1']
     rows = [['SimCLR preset at 32 x 32, images/s, 1 core', f'{a["images_per_s"]:,.0f}', f'{a["torchvision_images_per_s"]:,.0f} (torchvision on PIL, one by one)', f'{a["ratio"]:.1f} times'],
             *([f'coding rate reduction, forward and backward, ({c["n"]}, {c["d"]}, {c["n_clusters"]}), ms, {t} thread{"s" * (t > 1)}', f'{c[f"threads_{t}"]["ours_ms"]:.1f}',
                f'{c[f"threads_{t}"]["plain_ms"]:.1f} (K x d x n tensor, logdet, autograd)', f'{c[f"threads_{t}"]["ratio"]:.1f} times'] for t in (1, 2)),
             [f'elastic-net codes, {e["n"]} x {e["d"]}, s, 1 thread', f'{codes["ours_s"]:.2f}', f'{min(codes["lasso_lars_s"], codes["lasso_cd_s"]):.2f} (scikit-learn `sparse_encode`, sample by sample, scaled up from every 12th)', f'{codes["ratio"]:.1f} times'],
+            *([f'COIL-20 training step, 2,880 views of 64 x 64, processor s, {t} thread{"s" * (t > 1)}', f'{s[f"threads_{t}"]["ours_cpu_s"]:.1f}',
+               f'{s[f"threads_{t}"]["plain_cpu_s"]:.1f} (torchvision on PIL one by one, PyTorch as it comes)', f'{s[f"threads_{t}"]["ratio_cpu"]:.1f} times'] for t in (1, 2) if f'threads_{t}' in s),
             ['`import nmc_workbench`, s', f'{i["seconds_package"]:.2f}', f'{i["seconds_baseline"]:.2f} (`import torch, torchvision, sklearn`)', f'{i["ratio_package"]:.2f} of it'],
             ['`from nmc_workbench.methods import NMCE`, s', f'{i["seconds_methods"]:.2f}', f'{i["seconds_baseline"]:.2f}', f'{i["ratio_methods"]:.2f} of it']]
     return f'{table(["medians of one run", "here", "baseline", "ratio"], rows)}\n\n{made(record)}'
+
+
+def spiral(record):
+    "Ours and the original's optimiser, seed by seed."
+    def row(name, r): return [name, r['seed'], f'**{r["acc"]:.4f}**', f'{r["cpu_seconds"]:.0f}', f'{r["steps"]:,}', r['batch_size'], f'{r["reduction"]:.2f} of {r["best"]:.2f}']
+    rows = [row(name, r) for name, key in (('recipe `spiral`', 'ours'), ("the original's: Adam, constant rate", 'original')) for r in record[key]]
+    return f'{table(["double spiral", "seed", "ACC", "processor seconds", "steps", "batch", "R - Rc, nats"], rows)}\n\n{made(record)}'
+
+
+# name of the record: how its table is made; the others are seeds of a train notebook
+TABLES = dict(speed=speed, nmce_spiral=spiral)
 
 
 def fill(match):
     "A place with its table, if there is a record."
     path = ROOT / f'docs/records/{match[2]}.json'
     if not path.is_file(): return match[0]
-    return match[1] + globals()[match[2]](json.loads(path.read_text())) + '\n' + match[3]
+    return match[1] + TABLES.get(match[2], trained)(json.loads(path.read_text())) + '\n' + match[3]
 
 
 def main():

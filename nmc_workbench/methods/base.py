@@ -41,6 +41,7 @@ class RunConfig(Config):
     seed: int = param(0, low=0) # every random choice follows from it
     device: str = param('auto') # auto, cpu, cuda, cuda:1, mps
     amp: str = param('off', choices=AMP) # mixed precision: off, bf16, fp16
+    compile: bool = param(False) # compile the network (torch.compile); pays on CUDA in runs of more than a few minutes
     run_dir: str | None = param(None) # folder of the run; None: a name made of the parameters, under runs/
     resume: bool = param(False) # continue an interrupted run from its checkpoint
     checkpoint_every: int | None = param(None, low=1) # epochs between checkpoints
@@ -96,7 +97,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         batches = Batches(images, self._augment(config), config.batch_size, config.n_views, config.seed, device)
         self._try(batches)
         self.run_ = self._open_run(config, images, device)
-        self.trainer_ = Trainer(self._stages(config), batches, self.run_, config.amp, config.checkpoint_every, config.resume)
+        self.trainer_ = Trainer(self._stages(config), batches, self.run_, config.amp, config.checkpoint_every, config.resume, config.compile)
         return self.trainer_
 
     def _start(self, config):

@@ -6,6 +6,8 @@
 __all__ = ['scheduled', 'similarity', 'Representation', 'reduction_terms', 'ClusterHeads', 'FineTune', 'Joint', 'NMCE']
 
 # %% ../../nbs/methods/21_nmce.ipynb #1cd15331
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,7 +21,7 @@ from .base import Method
 from .nmce_recipes import NMCEConfig, recipe, stage_names, trains_heads
 from .nmce_weights import load_parts, starting_weights
 from ..nets import SubspaceNet, backbone, initialised
-from ..optim import Lars, warmup_cosine
+from ..optim import Lars, Muon, warmup_cosine
 from ..training import Stage
 
 # %% ../../nbs/methods/21_nmce.ipynb #90145358
@@ -28,6 +30,7 @@ class _NMCEStage(Stage):
     def __init__(self, network, epochs, config: NMCEConfig):
         super().__init__(network, epochs, config.seed)
         self.config = config
+        if self.name in ('cluster_heads', 'fine_tune'): self.batch_size = config.cluster_batch_size
 
     def optimiser(self, params, lr, weight_decay):
         "LARS, Adam or AdamW, as the parameters say; muon's Adam where it stands alone."
@@ -198,7 +201,7 @@ class FineTune(_NMCEStage):
         log = dict(R=R.detach(), Rc=Rc.detach(), similarity=agree.detach(), **assignment_statistics(p, True))
         return Rc - R - self.z_weight() * agree, log
 
-# %% ../../nbs/methods/21_nmce.ipynb #c9b61339
+# %% ../../nbs/methods/21_nmce.ipynb #39fe0bf8
 class Joint(FineTune):
     "The objectives of all stages at once, everything learns."
     name = 'joint'
@@ -225,6 +228,8 @@ class NMCE(Method, NMCEConfig):
     def config(self, images):
         "The parameters with the recipe filled in, checked against the data."
         config = super().config(images)
+        if self.cluster_batch_size is None: config = replace(config, cluster_batch_size=min(config.cluster_batch_size, config.batch_size if self.batch_size else len(images)))
+        if config.cluster_batch_size > len(images): raise InputError(f'cluster_batch_size={config.cluster_batch_size} > n_samples={len(images)}; choose a smaller one')
         stage_names(config)
         if config.n_views < 2 and config.loss != 'coding_rate': raise InputError(f'n_views={config.n_views} with loss={config.loss!r}; a contrast needs at least 2 views')
         return config
@@ -263,7 +268,7 @@ class NMCE(Method, NMCEConfig):
 
     def _settle(self, embedding):
         c = self.config_
-        self.nearest_ = None if c.clusters == 'heads' else find_clusters(embedding, c.n_clusters, c.clusters, c.seed, c.ensc_gamma, c.ensc_tau)
+        self.nearest_ = None if c.clusters == 'heads' else find_clusters(embedding, c.n_clusters, c.clusters, c.seed, c.ensc_gamma, c.ensc_tau, c.ensc_keep)
 
     def _label(self, embedding, logits): return logits.argmax(1) if self.nearest_ is None else self.nearest_.predict(embedding)
 

@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['RECIPES', 'STAGES', 'NMCEConfig', 'recipe', 'stage_names', 'trains_heads']
 
-# %% ../../nbs/methods/20b_nmce_recipes.ipynb #c0e469bd
+# %% ../../nbs/methods/20b_nmce_recipes.ipynb #00ea9e27
 from dataclasses import dataclass
 
 from ..basics import InputError, one_of
 from ..config import param
 from .base import RunConfig
 
-# %% ../../nbs/methods/20b_nmce_recipes.ipynb #bde5caff
+# %% ../../nbs/methods/20b_nmce_recipes.ipynb #70e24fb1
 @dataclass(kw_only=True, eq=False, repr=False)
 class NMCEConfig(RunConfig):
     "Parameters of NMCE."
     stages: str | None = param(None) # stages to run, in order, of representation, joint, cluster_heads, fine_tune
     start_from: str | None = param(None) # weights the first of these stages starts from: a run folder, a .pt file of a run, or one of the original code
-    augment: str | None = param(None) # how views are drawn, one of augment.presets(), with options in brackets: coil(distortion=.2)
+    augment: str | None = param(None) # how views are drawn, one of augment.presets(), options may follow in brackets
     n_views: int | None = param(None, low=1) # views of every image in a step
-    backbone: str | None = param(None) # network, one of nets.names()
+    backbone: str | None = param(None) # network, one of nets.names(), options may follow in brackets
     hidden_dim: int | None = param(None, low=0) # width of the layer between backbone and heads; 0: none
     z_dim: int | None = param(None, low=2) # dimension of the embedding
     loss: str | None = param(None, choices=('coding_rate', 'nt_xent', 'nt_xent_decoupled')) # objective of stage 1: coding_rate, nt_xent, nt_xent_decoupled
@@ -37,6 +37,7 @@ class NMCEConfig(RunConfig):
     adam_lr: float | None = param(None, above=0) # learning rate of what muon leaves to adam
     weight_decay: float | None = param(None, low=0) # weight decay of stage 1, and of joint
     cluster_epochs: int | None = param(None, low=1) # epochs of stage 2
+    cluster_batch_size: int | None = param(None, low=2) # images a step, stages 2 and 3
     cluster_lr: float | None = param(None, above=0) # learning rate of the subspace head, stage 2, cosine to zero
     cluster_weight_decay: float | None = param(None, low=0) # weight decay of both heads, stage 2
     head_lr: float | None = param(None, above=0) # learning rate of the cluster head; constant beside LARS
@@ -51,18 +52,19 @@ class NMCEConfig(RunConfig):
     clusters: str | None = param(None, choices=('heads', 'ensc', 'kmeans')) # where clusters come from: heads (the largest logit), ensc or kmeans (of the embedding)
     ensc_gamma: float | None = param(None, above=1) # elastic-net subspace clustering: larger gives denser codes
     ensc_tau: float | None = param(None, above=0, high=1) # elastic-net subspace clustering: share of the 1-norm
+    ensc_keep: int | None = param(None, low=1) # elastic-net subspace clustering: coefficients of each code that count, the largest
 
-# %% ../../nbs/methods/20b_nmce_recipes.ipynb #a0028492
+# %% ../../nbs/methods/20b_nmce_recipes.ipynb #e264c8d0
 _CIFAR10 = dict(
     stages='representation,cluster_heads,fine_tune', clusters='heads', checkpoint_every=10,
     augment='cifar_simclr_norm', n_views=2, backbone='resnet18cifar', hidden_dim=4096, z_dim=128, batch_size=1024,
     loss='coding_rate', rate_of='views', eps=.2, z_weight=30., temperature=.5, optimizer='lars', momentum=.9, beta2=.999, adam_lr=1e-3,
     epochs=600, lr=.3, schedule='cosine', warmup_epochs=10, weight_decay=1e-4,
-    cluster_epochs=100, cluster_lr=.3, cluster_weight_decay=5e-3, head_lr=.5, n_init=1, tau=1., cluster_z_weight=0., frozen_bn_eval=False,
-    finetune_epochs=100, finetune_lr=.003, finetune_weight_decay=1e-4, train_pre_feature=False, ensc_gamma=100., ensc_tau=1.)
+    cluster_epochs=100, cluster_batch_size=1024, cluster_lr=.3, cluster_weight_decay=5e-3, head_lr=.5, n_init=1, tau=1., cluster_z_weight=0., frozen_bn_eval=False,
+    finetune_epochs=100, finetune_lr=.003, finetune_weight_decay=1e-4, train_pre_feature=False, ensc_gamma=100., ensc_tau=1., ensc_keep=50)
 
 _DIGITS = _CIFAR10 | dict(
-    augment='digits', backbone='smallconv', hidden_dim=512, z_dim=64, batch_size=512, z_weight=60., optimizer='adamw',
+    augment='digits', backbone='smallconv', hidden_dim=512, z_dim=64, batch_size=512, cluster_batch_size=512, z_weight=60., optimizer='adamw',
     epochs=150, lr=2e-3, warmup_epochs=3, cluster_epochs=60, cluster_lr=.02, cluster_weight_decay=1e-4, head_lr=.02, n_init=20,
     finetune_epochs=30, finetune_lr=5e-4, train_pre_feature=True)
 
@@ -75,12 +77,18 @@ _SPIRAL = _CIFAR10 | dict(
     stages='joint', augment='spiral', backbone='mlp', hidden_dim=0, z_dim=6, batch_size=512, eps=.01, z_weight=4000., tau=.2,
     optimizer='adam', beta2=.99, epochs=300, lr=1e-3, schedule='constant', warmup_epochs=0, weight_decay=1e-5)
 
-_COIL20_SMALL = _COIL20 | dict(backbone='resnet10imgs', hidden_dim=512, batch_size=144, epochs=200, ensc_gamma=20., ensc_tau=.7, checkpoint_every=10)
+_COIL20_SMALL = _COIL20 | dict(backbone='resnet10imgs', hidden_dim=512, batch_size=144, epochs=120, ensc_gamma=3., ensc_tau=.6, ensc_keep=5, checkpoint_every=10)
 
-_MNIST_SMALL = _DIGITS | dict(augment='mnist', backbone='smallconv(stride=2)', epochs=25, cluster_epochs=10, finetune_epochs=5)
+_MNIST_SMALL = _DIGITS | dict(
+    augment='digits(degrees=20, shift=.1, zoom=(.75, 1.25), shear=20, brightness=None)', backbone='smallconv(stride=2)', batch_size=250, checkpoint_every=1,
+    epochs=20, cluster_epochs=12, finetune_epochs=8)
+
+_CIFAR10_SMALL = _DIGITS | dict(
+    augment='cifar_simclr_norm(scale=(.3, 1.))', backbone='smallconv(width=24, stride=2, stages=3)', batch_size=150, checkpoint_every=1,
+    epochs=7, warmup_epochs=1, cluster_epochs=2, cluster_lr=.01, head_lr=.01, n_init=10, finetune_epochs=2)
 
 RECIPES = dict(
-    coil20_small=_COIL20_SMALL, mnist_small=_MNIST_SMALL,
+    cifar10_small=_CIFAR10_SMALL, coil20_small=_COIL20_SMALL, mnist_small=_MNIST_SMALL,
     digits=_DIGITS, cifar10=_CIFAR10, cifar100coarse=_CIFAR10,
     stl10=_CIFAR10 | dict(augment='stl10_contrastive', backbone='resnet18stl10'),
     mnist=_CIFAR10 | dict(augment='mnist', backbone='resnet10mnist'),
@@ -103,7 +111,7 @@ def recipe(
     if channels == 1: return _DIGITS | dict(augment='digits' if height < 16 else 'mnist')
     return _CIFAR10 | (dict(augment='stl10_contrastive', backbone='resnet18stl10') if height > 40 else {})
 
-# %% ../../nbs/methods/20b_nmce_recipes.ipynb #7149af8c
+# %% ../../nbs/methods/20b_nmce_recipes.ipynb #5b14bc73
 STAGES = ('representation', 'joint', 'cluster_heads', 'fine_tune')
 _HEADS = ('joint', 'cluster_heads', 'fine_tune')
 

@@ -1,11 +1,14 @@
 """Measure the figures the pages quote, write them to docs/records/, and put them into the pages.
 
-    python -m tests.bench                 all of them
-    python -m tests.bench speed digits    some of them
-"""
+    python -m tests.bench                                      those that need no data: speed, digits, spiral
+    python -m tests.bench coil20 mnist cifar10 --data FOLDER   on coil20_32.npz (x, y), mnist.npz (x_train, y_train), and cifar10 (train/<class>/*) in FOLDER
+
+The runs stay in runs/bench/. An interrupted bench takes up its unfinished run; `--fresh` starts it over."""
+import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +17,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / 'docs/records'
-SEEDS = range(5)
 
 
 def circumstances(command):
@@ -25,21 +27,42 @@ def circumstances(command):
                 versions={p: metadata.version(p) for p in packages})
 
 
-def digits():
-    "The demo's notebook, run by papermill with five seeds."
-    rows, baselines = [], []
-    for seed in SEEDS:
-        out = ROOT / f'runs/bench/digits_seed{seed}'
+def trained(title, name, command, seeds, **parameters):
+    "The train notebook, run by papermill once a seed."
+    rows, scores = [], ('acc', 'nmi', 'ari')
+    for seed in seeds:
+        out = ROOT / f'runs/bench/{name}_seed{seed}'
         out.mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
-        subprocess.run([str(Path(sys.executable).with_name('papermill')), 'nbs/train_nmce.ipynb', str(out / 'train_nmce.ipynb'), '--no-progress-bar',
-                        '-p', 'dataset', 'digits', '-p', 'seed', str(seed), '-p', 'run_dir', str(out / 'run')], cwd=ROOT, check=True)
+        words = [w for k, v in dict(parameters, seed=seed, run_dir=out / 'run', resume='true').items() for w in ('-p', k, str(v))]
+        subprocess.run([str(Path(sys.executable).with_name('papermill')), 'nbs/train_nmce.ipynb', str(out / 'train_nmce.ipynb'), '--no-progress-bar', *words], cwd=ROOT, check=True)
         results = json.loads((out / 'run/results.json').read_text())
-        rows.append(dict(seed=seed, **{k: results[k] for k in ('acc', 'nmi', 'ari')}, seconds=time.perf_counter() - start))
-        baselines.append({k: results['kmeans_pixels'][k] for k in ('acc', 'nmi', 'ari')})
+        rows.append(dict(seed=seed, **{k: results[k] for k in scores}, seconds=results['seconds']))
         print(rows[-1], flush=True)
+    return dict(**circumstances(command), title=title, n=len(rows), rows=rows, kmeans_pixels={k: results['kmeans_pixels'][k] for k in scores})
+
+
+def digits(data):
+    record = trained('1,797 digits, K = 10', 'digits', 'make bench', range(5), dataset='digits')
     demo_picture(ROOT / 'runs/bench/digits_seed0/run/figures', ROOT / 'nbs/images/demo.png')
-    return dict(**circumstances('make bench'), n=len(rows), rows=rows, kmeans_pixels=baselines[0])
+    return record
+
+
+def coil20(data):
+    return trained('COIL-20, 1,440 images at 32 x 32, K = 20', 'coil20', 'make bench-data DATA=folder', range(3), dataset='npz', data_dir=found(data, 'coil20_32.npz'), recipe='coil20_small')
+
+
+def mnist(data):
+    return trained('MNIST, 10,000 images, K = 10', 'mnist', 'make bench-data DATA=folder', range(3), dataset='npz', data_dir=found(data, 'mnist.npz'), recipe='mnist_small', limit=10_000)
+
+
+def cifar10(data):
+    return trained('CIFAR-10, K = 10, on a CPU', 'cifar10', 'make bench-data DATA=folder', range(1), dataset='folder', data_dir=found(data, 'cifar10'), recipe='cifar10_small')
+
+
+def found(data, name):
+    "A file or folder in the folder given with --data."
+    if data is None or not (Path(data) / name).exists(): sys.exit(f'bench: no {name} in {data}; give a folder that has it with --data (python -m tests.bench --help)')
+    return (Path(data) / name).resolve()
 
 
 def demo_picture(figures, out):
@@ -54,25 +77,42 @@ def demo_picture(figures, out):
     sheet.quantize(128, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
-def speed():
-    "Augmentation, coding rate reduction, subspace clustering and import, each against its baseline in the same run."
-    from . import bench_augment, bench_coding_rate, bench_import, bench_subspace
+def speed(data):
+    "Each part against its baseline in the same run."
+    from . import bench_augment, bench_coding_rate, bench_coil_step, bench_import, bench_subspace
     parts = {}
-    for name, module in (('augment', bench_augment), ('coding_rate', bench_coding_rate), ('subspace', bench_subspace), ('import', bench_import)):
+    for name, module in (('augment', bench_augment), ('coding_rate', bench_coding_rate), ('subspace', bench_subspace), ('coil_step', bench_coil_step), ('import', bench_import)):
         parts[name] = module.measure()
         print(name, parts[name], flush=True)
     return dict(**circumstances('make bench'), **parts)
 
 
-BENCHES = dict(speed=('speed', speed), digits=('nmce_digits', digits))
+def spiral(data):
+    "The double spiral with our recipe and with the original's."
+    from . import bench_spiral
+    return dict(**circumstances('make bench'), **bench_spiral.measure())
 
-if __name__ == '__main__':
-    chosen = sys.argv[1:] or list(BENCHES)
-    for name in chosen:
-        if name not in BENCHES: sys.exit(f'bench: unknown {name!r}; known: {", ".join(BENCHES)}')
+
+# what it is called: the record, what measures it, and whether it needs data
+BENCHES = dict(speed=('speed', speed, False), digits=('nmce_digits', digits, False), spiral=('nmce_spiral', spiral, False),
+               coil20=('nmce_coil20', coil20, True), mnist=('nmce_mnist', mnist, True), cifar10=('nmce_cifar10_cpu', cifar10, True))
+
+
+def main():
+    parser = argparse.ArgumentParser(prog='python -m tests.bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('names', nargs='*', help=f'some of {", ".join(BENCHES)}')
+    parser.add_argument('--data', help='the folder with the data sets')
+    parser.add_argument('--fresh', action='store_true', help='forget the runs of an earlier bench')
+    o = parser.parse_args()
+    for name in o.names:
+        if name not in BENCHES: parser.error(f'unknown bench {name!r}; known: {", ".join(BENCHES)}')
     RECORDS.mkdir(parents=True, exist_ok=True)
-    for name in chosen:
-        record, measure = BENCHES[name]
-        (RECORDS / f'{record}.json').write_text(json.dumps(measure(), indent=1) + '\n')
-    subprocess.run([sys.executable, str(ROOT / 'tools/tables.py')], check=True)
-    subprocess.run([sys.executable, str(ROOT / 'tools/readme.py')], check=True)
+    for name in o.names or [n for n, (*_, needs) in BENCHES.items() if not needs]:
+        if o.fresh:
+            for path in (ROOT / 'runs/bench').glob(f'{name}_seed*'): shutil.rmtree(path)
+        record, measure, _ = BENCHES[name]
+        (RECORDS / f'{record}.json').write_text(json.dumps(measure(o.data), indent=1) + '\n')
+    for tool in ('tables.py', 'readme.py'): subprocess.run([sys.executable, str(ROOT / 'tools' / tool)], check=True)
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,86 @@
+"The double spiral's notebook and pictures, small; what training reaches is measured by tests/bench/bench_spiral.py."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nmc_workbench.basics import InputError
+from nmc_workbench.data import load
+from nmc_workbench.methods import NMCE
+from nmc_workbench.methods.nmce_recipes import RECIPES
+from nmc_workbench.toy import ToyLab, outputs, toy_picture, watch
+
+from .toys import png
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def points(): return load('spiral', n=400, fresh=True)
+
+
+@pytest.fixture(scope='module')
+def model(points): return NMCE(dataset='spiral', epochs=2, batch_size=100, device='cpu').fit(points)
+
+
+def test_the_picture_shows_regions_and_embedding(model, points):
+    picture = png(toy_picture(model.network_, points.pixels, points.labels, 'a title'))
+    left, right = np.asarray(picture)[:, :picture.width // 2], np.asarray(picture)[:, picture.width // 2:]
+    assert len(np.unique(left.reshape(-1, 3), axis=0)) > 50 and len(np.unique(right.reshape(-1, 3), axis=0)) > 20
+
+
+def test_looking_does_not_disturb_training(points):
+    def run(look):
+        model = NMCE(dataset='spiral', epochs=3, batch_size=100, device='cpu')
+        trainer = model.begin(points)
+        if look: watch(trainer.stages[0], lambda epoch: toy_picture(model.network_, points.pixels, points.labels), 1)
+        trainer.train()
+        return model.network_.state_dict()
+    a, b = run(False), run(True)
+    assert all(a[k].equal(b[k]) for k in a)
+
+
+def test_outputs_are_those_of_the_estimator(model, points):
+    z, p = outputs(model.network_, points.pixels)
+    assert (p.argmax(1) == model.labels_).all()
+    np.testing.assert_allclose(z, model.embedding_, atol=1e-6)
+
+
+def test_images_are_refused(model):
+    with pytest.raises(InputError, match=r'x has shape \(3, 1, 8, 8\); expected points in the plane'): toy_picture(model.network_, torch.zeros(3, 1, 8, 8), [0, 1, 0])
+
+
+def test_stop_ends_the_training():
+    lab = ToyLab(every=1, n_steps=2, epochs=1000)
+    lab.batch_size.value = 128
+    lab.start()
+    lab.halt()
+    lab.thread.join(60)
+    assert not lab.thread.is_alive() and len(lab.trainer.history) < 1000 and lab.stop.disabled and not lab.train.disabled
+    lab.z_weight.value = 10.
+    lab.start()
+    lab.halt()
+    lab.thread.join(60)
+    assert lab.model.config_.z_weight == 10.
+
+
+def test_the_parameters_are_the_recipes():
+    cell = next(c for c in json.loads((ROOT / 'nbs/spiral_toy.ipynb').read_text())['cells'] if 'parameters' in c['metadata'].get('tags', []))
+    values = {}
+    exec(''.join(cell['source']), values)
+    assert {k: values[k] for k in ('eps', 'z_weight')} == {k: RECIPES['spiral'][k] for k in ('eps', 'z_weight')} and values['noise'] == .1 and values['aug_noise'] == .2
+
+
+@pytest.mark.slow
+def test_papermill_runs_and_resumes(tmp_path):
+    words = [str(ROOT / 'nbs/spiral_toy.ipynb'), str(tmp_path / 'out.ipynb'), '--no-progress-bar']
+    words += [w for k, v in dict(epochs=4, batch_size=64, show_every=2, device='cpu', run_dir=tmp_path / 'run').items() for w in ('-p', k, str(v))]
+    subprocess.run([sys.executable, '-m', 'papermill', *words], check=True, capture_output=True, timeout=300)
+    before = (tmp_path / 'run/model.pt').read_bytes()
+    assert {p.name for p in (tmp_path / 'run/figures').iterdir()} >= {'final.png', 'curves.png', 'spectra.png', 'step_000000.png', 'step_000200.png'}
+    subprocess.run([sys.executable, '-m', 'papermill', *words, '-p', 'resume', 'True'], check=True, capture_output=True, timeout=300)
+    assert (tmp_path / 'run/model.pt').read_bytes() == before
