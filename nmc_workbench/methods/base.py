@@ -75,6 +75,11 @@ def load_images(
     except InputError as e: raise InputError(str(e).replace('root=', 'data_dir=')) from None    # its name here
 
 # %% ../../nbs/methods/20_base.ipynb #08ca4116
+def _place(network, device):
+    "The network on its device, in the memory format in which convolutions are faster there."
+    network.to(device)
+    return network.to(memory_format=torch.channels_last) if device.type in ('cpu', 'cuda') else network
+
 class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     "Base of the estimators; a method derives from it and from its config. `X` is anything `as_images` takes."
 
@@ -92,8 +97,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         Precision(config.amp, device)
         self.network_ = self._build(config, images.shape)
         self._start(config)
-        self.network_.to(device)
-        if device.type in ('cpu', 'cuda'): self.network_.to(memory_format=torch.channels_last)      # on both, convolutions are faster so
+        _place(self.network_, device)
         batches = Batches(images, self._augment(config), config.batch_size, config.n_views, config.seed, device)
         self._try(batches)
         self.run_ = self._open_run(config, images, device)
@@ -173,7 +177,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         if saved.get('method') != cls.__name__: raise InputError(f'{path} was saved by {saved.get("method")}, not {cls.__name__}')
         self = cls(**saved['params'])
         self.config_ = cls.config_class(**saved['config'])
-        self.network_ = self._build(self.config_, tuple(saved['shape'])).to(pick_device(device))
+        self.network_ = _place(self._build(self.config_, tuple(saved['shape'])), pick_device(device))
         load_state(self.network_, saved['weights'], str(path))
         self._take_more(saved.get('more', {}))
         self.n_clusters_ = self.config_.n_clusters

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['RECIPES', 'STAGES', 'NMCEConfig', 'recipe', 'stage_names', 'trains_heads']
 
-# %% ../../nbs/methods/20b_nmce_recipes.ipynb #00ea9e27
+# %% ../../nbs/methods/20b_nmce_recipes.ipynb #85e16452
 from dataclasses import dataclass
 
 from ..basics import InputError, one_of
 from ..config import param
 from .base import RunConfig
 
-# %% ../../nbs/methods/20b_nmce_recipes.ipynb #70e24fb1
+# %% ../../nbs/methods/20b_nmce_recipes.ipynb #4d0d3e5a
 @dataclass(kw_only=True, eq=False, repr=False)
 class NMCEConfig(RunConfig):
     "Parameters of NMCE."
@@ -54,7 +54,7 @@ class NMCEConfig(RunConfig):
     ensc_tau: float | None = param(None, above=0, high=1) # elastic-net subspace clustering: share of the 1-norm
     ensc_keep: int | None = param(None, low=1) # elastic-net subspace clustering: coefficients of each code that count, the largest
 
-# %% ../../nbs/methods/20b_nmce_recipes.ipynb #e264c8d0
+# %% ../../nbs/methods/20b_nmce_recipes.ipynb #42b29dc7
 _CIFAR10 = dict(
     stages='representation,cluster_heads,fine_tune', clusters='heads', checkpoint_every=10,
     augment='cifar_simclr_norm', n_views=2, backbone='resnet18cifar', hidden_dim=4096, z_dim=128, batch_size=1024,
@@ -75,13 +75,11 @@ _COIL20 = _CIFAR10 | dict(
 
 _SPIRAL = _CIFAR10 | dict(
     stages='joint', augment='spiral', backbone='mlp', hidden_dim=0, z_dim=6, batch_size=512, eps=.01, z_weight=4000., tau=.2,
-    optimizer='adam', beta2=.99, epochs=300, lr=1e-3, schedule='constant', warmup_epochs=0, weight_decay=1e-5)
+    optimizer='adam', beta2=.99, epochs=328, lr=1e-3, schedule='constant', warmup_epochs=0, weight_decay=1e-5)
 
 _COIL20_SMALL = _COIL20 | dict(backbone='resnet10imgs', hidden_dim=512, batch_size=144, epochs=120, ensc_gamma=3., ensc_tau=.6, ensc_keep=5, checkpoint_every=10)
 
-_MNIST_SMALL = _DIGITS | dict(
-    augment='digits(degrees=20, shift=.1, zoom=(.75, 1.25), shear=20, brightness=None)', backbone='smallconv(stride=2)', batch_size=250, checkpoint_every=1,
-    epochs=20, cluster_epochs=12, finetune_epochs=8)
+_MNIST_SMALL = _DIGITS | dict(augment='mnist', backbone='smallconv(stride=2)', checkpoint_every=5, epochs=40, cluster_epochs=12, n_init=10, finetune_epochs=8)
 
 _CIFAR10_SMALL = _DIGITS | dict(
     augment='cifar_simclr_norm(scale=(.3, 1.))', backbone='smallconv(width=24, stride=2, stages=3)', batch_size=150, checkpoint_every=1,
@@ -111,7 +109,7 @@ def recipe(
     if channels == 1: return _DIGITS | dict(augment='digits' if height < 16 else 'mnist')
     return _CIFAR10 | (dict(augment='stl10_contrastive', backbone='resnet18stl10') if height > 40 else {})
 
-# %% ../../nbs/methods/20b_nmce_recipes.ipynb #5b14bc73
+# %% ../../nbs/methods/20b_nmce_recipes.ipynb #f5b08368
 STAGES = ('representation', 'joint', 'cluster_heads', 'fine_tune')
 _HEADS = ('joint', 'cluster_heads', 'fine_tune')
 
