@@ -43,7 +43,7 @@ docs: $(VENV)/.ready  ## build a plain page of the API: _docs/index.html
 	$(BIN)/python tools/api_page.py _docs/index.html
 
 bench: $(VENV)/.ready  ## measure every figure the pages quote (about an hour), and write them into docs/records and the pages
-	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh speed digits spiral
+	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh speed coil_step digits spiral
 
 bench-data: $(VENV)/.ready  ## measure the recipes for two cores on COIL-20, MNIST and CIFAR-10: make bench-data DATA=folder (about an hour)
 	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh coil20 mnist cifar10 --data "$(DATA)"
