@@ -133,6 +133,7 @@ def test_assignment_statistics_wait_for_nothing_and_carry_no_gradient(dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_assignment_statistics_on_a_gpu():
     logits = torch.randn(4096, 100, device='cuda')
     torch.cuda.set_sync_debug_mode('error')

@@ -535,7 +535,7 @@ class Turning:
 def nmce_trainer(folder=None, epochs=3):
     "NMCE's stages on a net without batch norm; one step an epoch."
     points = load('spiral', n=80)
-    config = fill(NMCEConfig(dataset='spiral', n_clusters=2, z_dim=4, z_weight=2., n_init=1, optimizer='lars', lr=.05, cluster_lr=.05), recipe('spiral', points.shape))
+    config = fill(NMCEConfig(dataset='spiral', n_clusters=2, z_dim=4, z_weight=2., n_init=1, optimizer='lars', lr=.05, cluster_lr=.05, cluster_batch_size=80), recipe('npz', points.shape))
     net = initialised(lambda: SubspaceNet(*backbone('mlp', 2, width=16, depth=2), 4, 2, hidden=None), 5)
     run = Run(folder, dict(method='NMCE')) if folder and rank_and_world()[0] == 0 else None
     return Trainer([s(net, epochs, config) for s in (Representation, ClusterHeads, FineTune)], Batches(points, Turning(), 80, 2), run)
