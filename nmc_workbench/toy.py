@@ -69,7 +69,7 @@ def _embedding(ax, z, arms):
     at = centred @ v[:2].T
     for k in np.unique(arms): ax.scatter(*at[arms == k].T, s=float(np.clip(6000 / len(z), 1.5, 14)), color=colour_of(k), linewidths=0)
     ax.set_aspect('equal', adjustable='datalim')
-    ax.set_title(f'embedding: 2 of {z.shape[1]} directions, {(s[:2] ** 2).sum() / max((s ** 2).sum(), 1e-12):.0%} of the variance')
+    ax.set_title(f'embedding: {(s[:2] ** 2).sum() / max((s ** 2).sum(), 1e-12):.0%} of its variance')
 
 # %% ../nbs/core/33_toy.ipynb #bdfa1c36
 def watch(
