@@ -96,7 +96,7 @@ class ToyLab:
         seed: int = 0, # of the weights and the points
         every: int = 2, # epochs between pictures; an epoch has 50 steps
         n_steps: int = 50, # steps of an epoch
-        epochs: int = 300, # of a whole training
+        epochs: int = 90, # of a whole training
     ):
         import ipywidgets as w
         wide = dict(style=dict(description_width='9em'), layout=w.Layout(width='26em'))

@@ -167,6 +167,21 @@ def test_recipes_of_the_original():
     assert (coil['epochs'], coil['batch_size'], coil['eps'], coil['z_weight'], coil['ensc_gamma'], coil['beta2'], coil['weight_decay']) == (2000, 1440, .01, 20, 400, .99, 1e-5)
     assert (recipe('coil100', (1, 64, 64))['ensc_tau'], recipe('coil100', (1, 64, 64))['epochs']) == (.5, 10000)
     assert (toy['batch_size'], toy['z_weight'], toy['tau'], toy['eps'], toy['schedule'], toy['optimizer']) == (4096, 4000, .2, .01, 'constant', 'adam')
+    assert (toy['lr'], toy['momentum'], toy['beta2'], toy['weight_decay'], toy['epochs']) == (1e-3, .9, .99, 1e-5, 600)
+
+
+def test_muon_takes_the_hidden_matrices_and_its_rates_fall_together():
+    model = NMCE(dataset='spiral', epochs=4, batch_size=100, device='cpu')
+    stage = model.begin(load('spiral', n=400, fresh=True)).stages[0]
+    stage.optimisers = stage.start()
+    muon, adam = (stage.optimisers[k].param_groups for k in ('main', 'rest'))
+    network, c = stage.network, model.config_
+    assert [p.shape for p in muon[0]['params']] == [(128, 128)] * 4 and muon[0]['weight_decay'] == c.muon_weight_decay
+    assert all(any(p is m.bias for p in adam[1]['params']) for m in network.backbone if isinstance(m, torch.nn.Linear)) and len(adam[1]['params']) == 5
+    assert sum(len(g['params']) for g in (*muon, *adam)) == len([p for p in network.parameters() if p.requires_grad])
+    for epoch, share in ((0, 1), (1, .75), (3, .25)):
+        stage.set_schedule(epoch)
+        assert [g['lr'] for g in (*muon, *adam)] == pytest.approx([share * c.lr, share * c.adam_lr, share * c.bias_lr])
 
 
 def test_a_recipe_by_name_on_other_data(images, tmp_path):

@@ -109,3 +109,9 @@ def test_records_of_the_small_recipes():
     cifar = record('nmce_cifar10_cpu')
     assert mean_acc('nmce_cifar10_cpu') >= 1.5 * cifar['kmeans_pixels']['acc']
     assert max(r['seconds'] for r in record('nmce_coil20')['rows']) < 15 * 60
+
+
+def test_record_of_the_spiral():
+    spiral = record('nmce_spiral')
+    assert [r['seed'] for r in spiral['ours']] == [r['seed'] for r in spiral['original']] == [0, 1, 2]
+    assert all(r['acc'] >= .9995 and r['cpu_seconds'] < 100 for r in spiral['ours'])

@@ -1,4 +1,4 @@
-"""LARS and Muon against slow references, schedules against torch's own scheduler."""
+"""LARS, Muon and UnitAdam against slow references, schedules against torch's own scheduler."""
 import copy
 import math
 
@@ -187,3 +187,28 @@ def test_muon_continues_from_its_state_to_the_bit():
                                            (lambda p: optim.Muon([torch.nn.Parameter(torch.zeros(2, 3, 3, 3))], lr=1), r'shape \(2, 3, 3, 3\)')])
 def test_muon_refuses(make, message):
     with pytest.raises(InputError, match=message): make(torch.nn.Parameter(torch.zeros(3, 3)))
+
+
+# --- UnitAdam
+
+
+def test_unit_adam_is_adam_on_unit_gradients():
+    g = torch.Generator().manual_seed(3)
+    grads = [[torch.randn(4, 3, generator=g, dtype=torch.float64), 1e-4 * torch.randn(5, generator=g, dtype=torch.float64)] for _ in range(4)]
+    def run(kind, scaled):
+        params = [torch.nn.Parameter(torch.ones_like(x)) for x in grads[0]]
+        opt = kind(params, .1, (.9, .99), weight_decay=.01)
+        for step in grads:
+            for p, x in zip(params, step): p.grad = x / x.norm() if scaled else x.clone()
+            opt.step()
+        return params
+    for ours, plain, other in zip(run(optim.UnitAdam, False), run(torch.optim.Adam, True), run(torch.optim.Adam, False)):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-7)
+        assert not torch.allclose(ours, other, atol=1e-6)
+
+
+def test_unit_adam_leaves_a_zero_gradient_zero_and_skips_none():
+    still, moved, left = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
+    still.grad, moved.grad = torch.zeros(3), torch.full((3,), 1e-6)
+    assert optim.UnitAdam([still, moved, left], .1).step(lambda: torch.tensor(2.)) == 2.
+    assert still.equal(torch.ones(3)) and left.equal(torch.ones(3)) and torch.allclose(moved, torch.full((3,), .9), atol=1e-5)

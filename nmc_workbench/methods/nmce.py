@@ -21,7 +21,7 @@ from .base import Method
 from .nmce_recipes import NMCEConfig, recipe, stage_names, trains_heads
 from .nmce_weights import load_parts, starting_weights
 from ..nets import SubspaceNet, backbone, initialised
-from ..optim import Lars, Muon, warmup_cosine
+from ..optim import Lars, Muon, UnitAdam, warmup_cosine
 from ..training import Stage
 
 # %% ../../nbs/methods/21_nmce.ipynb #90145358
@@ -41,11 +41,18 @@ class _NMCEStage(Stage):
 
     def optimisers_of_all(self, *modules):
         "What trains whole modules at the rate of stage 1: one optimiser, or Muon for the matrices between hidden layers and Adam for the rest."
-        c, params = self.config, self.learns(*modules)
+        found = self._optimisers(self.learns(*modules))
+        for o in found.values():
+            for g in o.param_groups: g['peak'] = g['lr']
+        return found
+
+    def _optimisers(self, params):
+        c = self.config
         if c.optimizer != 'muon': return dict(main=self.optimiser(params, c.lr, c.weight_decay))
-        inner = _inner_matrices(self.network)
-        rest = [p for p in params if all(p is not m for m in inner)]
-        return dict(main=Muon(inner, c.lr, c.momentum), rest=self.optimiser(rest, c.adam_lr, c.weight_decay))
+        inner, biases = _inner_matrices(self.network), _hidden_biases(self.network)
+        rest = [p for p in params if all(p is not q for q in (*inner, *biases))]
+        adam = UnitAdam([dict(params=rest), dict(params=biases, lr=c.bias_lr)], c.adam_lr, (c.momentum, c.beta2), weight_decay=c.weight_decay)
+        return dict(main=Muon(inner, c.lr, weight_decay=c.muon_weight_decay), rest=adam)
 
     def set_lr(self, name, lr):
         "The learning rate of one optimiser."
@@ -54,8 +61,8 @@ class _NMCEStage(Stage):
     def set_schedule(self, epoch):
         "The rates of stage 1: warm-up, then as the schedule says."
         share = scheduled(self.config.schedule, epoch, self.epochs, self.config.warmup_epochs)
-        for name, lr in (('main', self.config.lr), ('rest', self.config.adam_lr)):
-            if name in self.optimisers: self.set_lr(name, share * lr)
+        for o in self.optimisers.values():
+            for g in o.param_groups: g['lr'] = share * g['peak']
 
     def after_epoch(self, epoch):
         return dict(effective_rank=effective_rank(self.seen))
@@ -81,6 +88,9 @@ def _inner_matrices(network):
     matrices = [m.weight for part in (network.backbone, network.pre_feature) for m in part.modules() if isinstance(m, nn.Linear)]
     if len(matrices) < 2: raise InputError('optimizer=muon orthogonalises matrices between hidden linear layers, and this backbone has none; take adam, adamw or lars')
     return matrices[1:]
+
+def _hidden_biases(network):
+    return [m.bias for part in (network.backbone, network.pre_feature) for m in part.modules() if isinstance(m, nn.Linear)]
 
 def similarity(
     views: torch.Tensor, # (V, B, d) unit rows

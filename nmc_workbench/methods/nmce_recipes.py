@@ -28,13 +28,15 @@ class NMCEConfig(RunConfig):
     eps: float | None = param(None, above=0) # distortion of the coding rate, all stages
     z_weight: float | None = param(None, low=0) # weight of the similarity of views, stage 1 and joint
     temperature: float | None = param(None, above=0) # temperature of the nt_xent losses
-    optimizer: str | None = param(None, choices=('lars', 'adam', 'adamw', 'muon')) # lars (LARS on SGD, the cluster head on plain SGD), adam, adamw, or muon (matrices between layers, adam for the rest)
+    optimizer: str | None = param(None, choices=('lars', 'adam', 'adamw', 'muon')) # lars (LARS on SGD, the cluster head on plain SGD), adam, adamw, or muon (matrices between hidden layers, adam on unit gradients for the rest)
     lr: float | None = param(None, above=0) # learning rate of stage 1, and of joint
     schedule: str | None = param(None, choices=('cosine', 'linear', 'constant')) # of that rate: cosine or linear to zero, or constant
     warmup_epochs: int | None = param(None, low=0) # epochs of linear warm-up, stage 1
-    momentum: float | None = param(None, low=0, below=1) # momentum of LARS, SGD and Muon; first beta of Adam
+    momentum: float | None = param(None, low=0, below=1) # momentum of LARS and SGD; first beta of Adam
     beta2: float | None = param(None, low=0, below=1) # second beta of Adam
     adam_lr: float | None = param(None, above=0) # learning rate of what muon leaves to adam
+    bias_lr: float | None = param(None, above=0) # beside muon, learning rate of the hidden layers' biases
+    muon_weight_decay: float | None = param(None, low=0) # weight decay of what muon trains
     weight_decay: float | None = param(None, low=0) # weight decay of stage 1, and of joint
     cluster_epochs: int | None = param(None, low=1) # epochs of stage 2
     cluster_batch_size: int | None = param(None, low=2) # images a step, stages 2 and 3
@@ -58,7 +60,7 @@ class NMCEConfig(RunConfig):
 _CIFAR10 = dict(
     stages='representation,cluster_heads,fine_tune', clusters='heads', checkpoint_every=10,
     augment='cifar_simclr_norm', n_views=2, backbone='resnet18cifar', hidden_dim=4096, z_dim=128, batch_size=1024,
-    loss='coding_rate', rate_of='views', eps=.2, z_weight=30., temperature=.5, optimizer='lars', momentum=.9, beta2=.999, adam_lr=1e-3,
+    loss='coding_rate', rate_of='views', eps=.2, z_weight=30., temperature=.5, optimizer='lars', momentum=.9, beta2=.999, adam_lr=1e-3, bias_lr=1e-3, muon_weight_decay=0.,
     epochs=600, lr=.3, schedule='cosine', warmup_epochs=10, weight_decay=1e-4,
     cluster_epochs=100, cluster_batch_size=1024, cluster_lr=.3, cluster_weight_decay=5e-3, head_lr=.5, n_init=1, tau=1., cluster_z_weight=0., frozen_bn_eval=False,
     finetune_epochs=100, finetune_lr=.003, finetune_weight_decay=1e-4, train_pre_feature=False, ensc_gamma=100., ensc_tau=1., ensc_keep=50)
@@ -75,7 +77,7 @@ _COIL20 = _CIFAR10 | dict(
 
 _SPIRAL = _CIFAR10 | dict(
     stages='joint', augment='spiral', backbone='mlp', hidden_dim=0, z_dim=6, batch_size=512, eps=.01, z_weight=4000., tau=.2,
-    optimizer='adam', beta2=.99, epochs=328, lr=1e-3, schedule='constant', warmup_epochs=0, weight_decay=1e-5)
+    optimizer='muon', beta2=.99, epochs=90, lr=.06, adam_lr=.004, bias_lr=.04, muon_weight_decay=.2, schedule='linear', warmup_epochs=0, weight_decay=1e-5)
 
 _COIL20_SMALL = _COIL20 | dict(backbone='resnet10imgs', hidden_dim=512, batch_size=144, epochs=120, ensc_gamma=3., ensc_tau=.6, ensc_keep=5, checkpoint_every=10)
 
@@ -93,7 +95,7 @@ RECIPES = dict(
     fashion_mnist=_CIFAR10 | dict(augment='fashionmnist', backbone='resnet10mnist'),
     coil20=_COIL20,
     coil100=_COIL20 | dict(backbone='resnet10imgs', z_dim=200, batch_size=7200, eps=.001, epochs=10000, ensc_gamma=200., ensc_tau=.5),
-    spiral=_SPIRAL, spiral_original=_SPIRAL | dict(batch_size=4096, epochs=600))
+    spiral=_SPIRAL, spiral_original=_SPIRAL | dict(batch_size=4096, optimizer='adam', epochs=600, lr=1e-3, schedule='constant'))
 _SHAPES = dict(digits=(1, 8, 8), cifar10=(3, 32, 32), cifar100coarse=(3, 32, 32), stl10=(3, 96, 96), mnist=(1, 28, 28), fashion_mnist=(1, 28, 28), spiral=(2,))
 
 def recipe(

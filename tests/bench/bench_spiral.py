@@ -2,7 +2,7 @@
 
     python -m tests.bench.bench_spiral [seeds of ours] [seeds of the original]
 
-The original trains with Adam at a constant rate; on batches of 512, 16,400 steps were enough for every seed tried."""
+The original trains with Adam at a constant rate on batches of 4,096. Here it gets batches of 512 and 16,400 steps, about three times the processor seconds of ours."""
 import json
 import resource
 import subprocess
