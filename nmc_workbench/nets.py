@@ -36,10 +36,11 @@ class ResNet(nn.Module):
         before = (widths[0], *widths)
         for i in range(4): self.add_module(f'layer{i + 1}', _stage(before[i], widths[i], blocks[i], stride=1 if i == 0 else 2))
         if fan_out: self.apply(_fan_out)
+        _for_small_maps(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # (B, C, H, W) -> (B, F)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        # (B, C, H, W) -> (B, F); the maximum is taken first, so that the rectifier and its gradient pass over a quarter of the pixels
+        x = self.relu(self.maxpool(self.bn1(self.conv1(x))))
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4): x = layer(x)
         return x.mean((2, 3))
 
@@ -55,6 +56,27 @@ def _fan_out(module):
     for child in module.children():
         if isinstance(child, nn.Conv2d): nn.init.kaiming_normal_(child.weight, mode='fan_out', nonlinearity='relu')
 
+# %% ../nbs/core/06_nets.ipynb #835a42ab
+class _Conv3x3(nn.Conv2d):
+    "A 3 x 3 convolution with padding 1 and no bias; on a CPU, maps of 1 or 2 pixels a side go through one matrix product."
+    def forward(self, x):
+        if x.device.type != 'cpu' or x.shape[2] > 2 or x.shape[3] > 2: return super().forward(x)
+        (h, w), stride = x.shape[2:], self.stride[0]
+        rows, columns = torch.arange(h), torch.arange(w)
+        down, across = (n[None] - n[::stride, None] + 1 for n in (rows, columns))                   # (out, in): which tap joins the two
+        taps = down[:, None, :, None] * 3 + across[None, :, None, :]                                # (out h, out w, h, w)
+        matrix = self.weight.flatten(2)[:, :, taps].permute(2, 3, 0, 4, 5, 1).reshape(taps[..., 0, 0].numel() * self.out_channels, -1)
+        y = x.permute(0, 2, 3, 1).flatten(1) @ matrix.T
+        return y.view(len(x), *taps.shape[:2], -1).permute(0, 3, 1, 2)
+
+def _for_small_maps(net):
+    "The 3 x 3 convolutions become `_Conv3x3` with the parameters they have."
+    for path, c in list(net.named_modules()):
+        if type(c) is not nn.Conv2d or c.kernel_size != (3, 3): continue
+        small = _Conv3x3(c.in_channels, c.out_channels, 3, c.stride, 1, bias=False, device='meta')
+        small.weight = c.weight
+        net.set_submodule(path, small)
+
 # %% ../nbs/core/06_nets.ipynb #19ff3e92
 def smallconv(
     channels: int = 1, # of the images, 8 x 8 or larger
@@ -63,11 +85,12 @@ def smallconv(
     stages: int = 2, # 3 adds a max-pool and a convolution
 ) -> nn.Sequential: # features: 2 ** stages times the width
     "Four or five 3 x 3 convolutions, for small images on a CPU."
-    def conv(before, after, k=3, s=1): return nn.Conv2d(before, after, k, s, k // 2, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+    def conv(before, after, k=3, s=1, pool=False):
+        return nn.Conv2d(before, after, k, s, k // 2, bias=False), nn.BatchNorm2d(after), *([nn.MaxPool2d(2)] if pool else []), nn.ReLU(inplace=True)
     if stride not in (1, 2) or stages not in (2, 3): raise InputError(f'smallconv with stride={stride}, stages={stages}; expected a stride of 1 or 2, and 2 or 3 stages')
-    deep = (nn.MaxPool2d(2), *conv(4 * width, 8 * width)) if stages == 3 else ()
-    return nn.Sequential(*conv(channels, width, 2 * stride + 1, stride), *conv(width, 2 * width), nn.MaxPool2d(2),
-                         *conv(2 * width, 4 * width), *conv(4 * width, 4 * width), *deep, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    pooled = stages == 3
+    return nn.Sequential(*conv(channels, width, 2 * stride + 1, stride), *conv(width, 2 * width, pool=True),
+                         *conv(2 * width, 4 * width), *conv(4 * width, 4 * width, pool=pooled), *(conv(4 * width, 8 * width) if pooled else ()), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 def mlp(
     channels: int = 2, # numbers per point
