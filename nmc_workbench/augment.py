@@ -201,6 +201,9 @@ def _coil(size, distortion=.3, p=.6, jitter=.8):
 
 def _mnist(size, **other): return digits_preset(size, **{**dict(shift=.1, zoom=(.8, 1.2), brightness=None), **other})
 
+def _nmc(size):
+    return Augment([ResizedCrop(size or 224, scale=(.5, 1.)), Flip(.5), ColorJitter(.4, .4, .4, .1, p=.8), Grey(.2), Blur(3, (.1, 2.), p=.5)], baseline=_to(size or 224))
+
 def _spiral(size, noise=.2):
     if size: raise InputError(f'size={size}: points have no size; leave it out')
     return Augment([PointNoise(noise)])
@@ -219,7 +222,7 @@ def digits_preset(
 
 # %% ../nbs/core/04c_augment.ipynb #ffc5d627
 _PRESETS = dict(cifar_sup=_cifar_sup, cifar_simclr_norm=_cifar_simclr_norm, cifar_byol=_cifar_byol, stl10_contrastive=_stl10_contrastive, imagenet=_imagenet,
-                fashionmnist=_fashionmnist, fmnist=_fashionmnist, mnist=_mnist, digits=digits_preset, coil=_coil, spiral=_spiral)
+                fashionmnist=_fashionmnist, fmnist=_fashionmnist, mnist=_mnist, digits=digits_preset, coil=_coil, nmc=_nmc, spiral=_spiral)
 
 def presets() -> list[str]:
     "The names `preset` knows."

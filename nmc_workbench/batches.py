@@ -101,13 +101,16 @@ class Batches:
         if self.images.draw: yield from self._fresh(noise); return
         parts = order[:len(self) * self.batch_size].view(-1, self.batch_size)[:, self.rank::self.world]
         for index, pixels in self._fetch(parts):
-            yield index, torch.stack([self.augment(pixels, noise) for _ in range(self.n_views)])
+            yield index, self._views(index, pixels, noise)
+
+    def _views(self, index, pixels, noise): return torch.stack([self.augment(pixels, noise) for _ in range(self.n_views)])
 
     def _fresh(self, noise):
         "Samples drawn for this step alone; they have no place in the set."
         for _ in range(len(self)):
             points = self.images.draw(self.batch_size // self.world, noise)
-            yield torch.full((len(points),), -1), torch.stack([self.augment(points, noise) for _ in range(self.n_views)])
+            index = torch.full((len(points),), -1)
+            yield index, self._views(index, points, noise)
 
     def plain(
         self,
@@ -115,7 +118,9 @@ class Batches:
     ): # yields index (B,) and inputs (B, C, H, W) or (B, D)
         "Every sample once, in order, through the augmentation's plain transform."
         for index, pixels in self._fetch(torch.arange(len(self.images)).split(batch_size)):
-            yield index, self.augment.baseline(pixels)
+            yield index, self._plain(index, pixels)
+
+    def _plain(self, index, pixels): return self.augment.baseline(pixels)
 
     def _fetch(self, indices):
         where = 'cpu' if self.images.streams else self.device

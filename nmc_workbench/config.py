@@ -30,10 +30,12 @@ def convert(
     name: str, # the parameter's name, for the message
     value, # what was given
     kind: type, # what was declared: bool, int, float, str, or one of them `| None`
+    choices: tuple | None = None, # values that are meant as they are written, though 'none' be among them
 ):
     "`value` as `kind`, or an `InputError`."
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if getattr(value, 'ndim', None) == 0: value = value.item()      # a numpy or torch scalar
+    if isinstance(value, str) and value in (choices or ()): return value
     if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() in ('none', 'null', ''))): return None
     for k in kinds:
         out = _as(value, k)
@@ -62,7 +64,7 @@ class Config:
     def checked(self) -> 'Config':
         "A copy with every value converted and in range, or an `InputError` that names the first that is not."
         hints = typing.get_type_hints(type(self))
-        values = {f.name: convert(f.name, getattr(self, f.name), hints[f.name]) for f in fields(self)}
+        values = {f.name: convert(f.name, getattr(self, f.name), hints[f.name], f.metadata.get('choices')) for f in fields(self)}
         for f in fields(self): _in_range(f.name, values[f.name], **{**_NO_RANGE, **f.metadata})
         return replace(self, **values)
 

@@ -56,8 +56,44 @@ def coil_step(record):
     return f'{table(["medians of one run", "here", "baseline", "ratio"], rows)}\n\n{made(record)}'
 
 
+def nmc_digits(record):
+    "NMC's seeds beside k-means with as many clusters on the same embedding."
+    runs = record['rows']
+    def line(name, value, form='{:.3f}'): return [name, *(form.format(value(r)) for r in runs), f'**{mean(map(value, runs)):.3f}** ± {pstdev(map(value, runs)):.3f}']
+    rows = [line('clusters found', lambda r: r['n_clusters'], '{}'), line('modes before merging', lambda r: r['n_modes'], '{}'),
+            *(line(k.upper(), lambda r, k=k: r[k]) for k in ('acc', 'nmi', 'ari')), *(line(f'{k.upper()}, k-means with as many clusters', lambda r, k=k: r['kmeans'][k]) for k in ('acc', 'nmi')),
+            ['seconds, whole notebook', *(f'{r["seconds"]:.0f}' for r in runs), f'{mean(r["seconds"] for r in runs):.0f}']]
+    return f'{table([record["title"], *(f"seed {r["seed"]}" for r in runs), "mean ± std"], rows)}\n\n{made(record)}'
+
+
+def spread(rows, key, form='{:.3f}'): return f'{form.format(mean(r[key] for r in rows))} ± {form.format(pstdev(r[key] for r in rows))}' if len(rows) > 1 else form.format(rows[0][key])
+
+
+def nmc_mixtures(record):
+    rows = [[name, ', '.join(str(r['n_clusters']) for r in runs), f'{min(r["acc"] for r in runs):.3f}', f'{mean(r["seconds"] for r in runs):.0f}'] for name, runs in record['rows'].items()]
+    return f'{table(["Gaussians 8 standard deviations apart", "clusters found, by seed", "worst ACC", "seconds a fit"], rows)}\n\n{made(record)}'
+
+
+def nmc_kernels(record):
+    "Climbing against a plain loop, and the end points' modes as they grow in number."
+    climbs = [[f'climb of {record["ascent"]["n"]:,} x {record["ascent"]["d"]}, 20 steps, 512 x 4, {k.replace("_threads_1", ", 1 thread").replace("_threads_2", ", 2 threads")}', f'{r["ours_s"]:.1f} s', f'{r["plain_s"]:.1f} s (every sample, every try)', f'{r["ratio"]:.1f} times']
+              for k, r in record['ascent'].items() if isinstance(r, dict)]
+    return f'{table(["medians of one run", "here", "baseline", "ratio"], climbs)}\n\n{made(record)}'
+
+
+def nmc_study(record):
+    "Every data set's variants, then the range of eps."
+    out = []
+    for name, found in record['sets'].items():
+        some = next(iter(found['rows'].values()))
+        rows = [[v, spread(r, 'n_clusters', '{:.1f}'), spread(r, 'n_modes', '{:.1f}'), *(spread(r, k) for k in ('acc', 'nmi', 'ari')), spread(r, 'stability_eps', '{:.2f}'), spread(r, 'stability_assign', '{:.2f}'), 'yes' if any(x['fallback'] for x in r) else ''] for v, r in found['rows'].items()]
+        out.append(table([f'{name}, {len(some)} seed{"s" * (len(some) > 1)}', 'clusters', 'modes', 'ACC', 'NMI', 'ARI', 'stable within eps', 'stable label', 'k-means stood in'], rows))
+        out.append(table([f'{name}, dbscan_eps of the recipe\'s fit', *found['eps']], [['clusters', *(spread(r, 'n_clusters', '{:.1f}') for r in found['eps'].values())], ['NMI', *(spread(r, 'nmi') for r in found['eps'].values())]]))
+    return '\n\n'.join([*out, made(record)])
+
+
 # name of the record: how its table is made; the others are seeds of a train notebook
-TABLES = dict(speed=speed, coil_step=coil_step, nmce_spiral=spiral)
+TABLES = dict(speed=speed, coil_step=coil_step, nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures, nmc_kernels=nmc_kernels, nmc_study=nmc_study)
 
 
 def fill(match):

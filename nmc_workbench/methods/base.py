@@ -34,7 +34,7 @@ class RunConfig(Config):
     split: str = param('train') # split to cluster
     limit: int | None = param(None, low=2) # use a stratified subset of so many images, always the same
     size: int | None = param(None, low=4) # side to resize the images of a folder to, in pixels
-    n_clusters: int | None = param(None, low=2) # number of clusters; None: the number of classes
+    n_clusters: int | None = param(None, low=2) # number of clusters; None: the number of classes, or what the method finds
     recipe: str | None = param(None) # set of values to start from, one of the method's recipes; None: the data set's own
     epochs: int | None = param(None, low=1) # epochs of the first stage; None: the recipe's value, as for all below
     batch_size: int | None = param(None, low=2) # images a step
@@ -83,6 +83,8 @@ def _place(network, device):
 class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     "Base of the estimators; a method derives from it and from its config. `X` is anything `as_images` takes."
 
+    asks_for_clusters = True        # whether n_clusters must be known; else the method finds it
+
     def fit(self, X, y=None):
         "Run every stage on `X`; `y` is ignored, except for the scores in `results_`."
         self.begin(X, y).train()
@@ -98,11 +100,13 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         self.network_ = self._build(config, images.shape)
         self._start(config)
         _place(self.network_, device)
-        batches = Batches(images, self._augment(config), config.batch_size, config.n_views, config.seed, device)
+        batches = self._batches(images, config, device)
         self._try(batches)
         self.run_ = self._open_run(config, images, device)
         self.trainer_ = Trainer(self._stages(config), batches, self.run_, config.amp, config.checkpoint_every, config.resume, config.compile)
         return self.trainer_
+
+    def _batches(self, images, config, device): return Batches(images, self._augment(config), config.batch_size, config.n_views, config.seed, device)
 
     def _start(self, config):
         "Weights to start from other than the seed's."
@@ -117,10 +121,10 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         "The parameters with the recipe filled in, checked against the data."
         config = self.config_class(**self.get_params()).checked()
         config = fill(config, self._recipe(config, images))
-        if config.n_clusters is None:
+        if config.n_clusters is None and self.asks_for_clusters:
             if images.labels is None: raise InputError(f'{images.name} has no labels to count, so n_clusters must be given')
             config = replace(config, n_clusters=images.n_classes).checked()
-        if config.n_clusters > len(images): raise InputError(f'n_clusters={config.n_clusters} > n_samples={len(images)}')
+        if (config.n_clusters or 0) > len(images): raise InputError(f'n_clusters={config.n_clusters} > n_samples={len(images)}')
         if config.batch_size > len(images):
             if self.batch_size is not None: raise InputError(f'batch_size={config.batch_size} > n_samples={len(images)}; choose a smaller batch_size')
             config = replace(config, batch_size=len(images) // rank_and_world()[1] * rank_and_world()[1])
@@ -131,14 +135,17 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         batches = self.trainer_.batches
         self.embedding_, logits = self._predict(batches)
         self._settle(self.embedding_)
-        self.labels_, self.n_clusters_ = self._label(self.embedding_, logits), self.config_.n_clusters
+        self.labels_ = self._label(self.embedding_, logits)
+        self._count()
         self.history_ = self.trainer_.history
         images = batches.images
-        self.results_ = {} if images.labels is None else scores(images.labels.cpu().numpy(), self.labels_)
+        self.results_ = self._results(images)
         if self.run_ and rank_and_world()[0] == 0:
             self.save(self.run_.path('model.pt'))
             self.run_.finish({**self.results_, **more}, predictions=self.labels_, embeddings=self.embedding_, ids=images.ids)
         return self
+
+    def _results(self, images) -> dict: return {} if images.labels is None else scores(images.labels.cpu().numpy(), self.labels_)
 
     def predict(self, X) -> np.ndarray: # (n,) int
         "Cluster of each image, of the plain transform."
@@ -156,6 +163,8 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         "After the last stage: find what `_label` needs beside the network."
 
     def _label(self, embedding, logits): return logits.argmax(1)
+
+    def _count(self): self.n_clusters_ = self.config_.n_clusters
 
     def _more(self) -> dict:
         "What `save` keeps beside parameters and weights; `_take_more` gets it back."
@@ -177,10 +186,10 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         if saved.get('method') != cls.__name__: raise InputError(f'{path} was saved by {saved.get("method")}, not {cls.__name__}')
         self = cls(**saved['params'])
         self.config_ = cls.config_class(**saved['config'])
+        self._take_more(saved.get('more', {}))
         self.network_ = _place(self._build(self.config_, tuple(saved['shape'])), pick_device(device))
         load_state(self.network_, saved['weights'], str(path))
-        self._take_more(saved.get('more', {}))
-        self.n_clusters_ = self.config_.n_clusters
+        self._count()
         return self
 
     def _open_run(self, config, images, device):

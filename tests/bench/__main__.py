@@ -1,6 +1,6 @@
 """Measure the figures the pages quote, write them to docs/records/, and put them into the pages.
 
-    python -m tests.bench                                      those that need no data: speed, coil_step, digits, spiral
+    python -m tests.bench                                      those that need no data
     python -m tests.bench coil20 mnist cifar10 --data FOLDER   on coil20_32.npz (x, y), mnist.npz (x_train, y_train), and cifar10 (train/<class>/*) in FOLDER
 
 The runs stay in runs/bench/. An interrupted bench takes up its unfinished run; `--fresh` starts it over."""
@@ -15,6 +15,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from . import bench_nmc
+
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / 'docs/records'
 
@@ -27,16 +29,16 @@ def circumstances(command):
                 versions={p: metadata.version(p) for p in packages})
 
 
-def trained(title, name, command, seeds, **parameters):
-    "The train notebook, run by papermill once a seed."
+def trained(title, name, command, seeds, notebook='train_nmce', more=lambda run, results: {}, **parameters):
+    "A train notebook, run by papermill once a seed; `more` is asked for what else its run has to say."
     rows, scores = [], ('acc', 'nmi', 'ari')
     for seed in seeds:
         out = ROOT / f'runs/bench/{name}_seed{seed}'
         out.mkdir(parents=True, exist_ok=True)
         words = [w for k, v in dict(parameters, seed=seed, run_dir=out / 'run', resume='true').items() for w in ('-p', k, str(v))]
-        subprocess.run([str(Path(sys.executable).with_name('papermill')), 'nbs/train_nmce.ipynb', str(out / 'train_nmce.ipynb'), '--no-progress-bar', *words], cwd=ROOT, check=True)
+        subprocess.run([str(Path(sys.executable).with_name('papermill')), f'nbs/{notebook}.ipynb', str(out / f'{notebook}.ipynb'), '--no-progress-bar', *words], cwd=ROOT, check=True)
         results = json.loads((out / 'run/results.json').read_text())
-        rows.append(dict(seed=seed, **{k: results[k] for k in scores}, seconds=results['seconds']))
+        rows.append(dict(seed=seed, **{k: results[k] for k in scores}, seconds=results['seconds'], **more(out / 'run', results)))
         print(rows[-1], flush=True)
     return dict(**circumstances(command), title=title, n=len(rows), rows=rows, kmeans_pixels={k: results['kmeans_pixels'][k] for k in scores})
 
@@ -45,6 +47,27 @@ def digits(data):
     record = trained('1,797 digits, K = 10', 'digits', 'make bench', range(5), dataset='digits')
     demo_picture(ROOT / 'runs/bench/digits_seed0/run/figures', ROOT / 'nbs/images/demo.png')
     return record
+
+
+def nmc_digits(data):
+    def more(run, results): return dict(n_clusters=results['n_clusters'], n_modes=results['n_modes'], kmeans=bench_nmc.kmeans_row(run / 'comparison.csv'))
+    return trained('1,797 digits, K not given', 'nmc_digits', 'make bench', range(5), 'train_nmc', more, dataset='digits')
+
+
+def nmc_mixtures(data):
+    "Gaussians eight standard deviations apart."
+    return dict(**circumstances('make bench'), rows=bench_nmc.mixtures())
+
+
+def nmc_study(data):
+    "Values of the original and of the recipe, and what lies between, on the encoders of the digits' runs; MNIST and COIL-20 where their runs and data are there."
+    from nmc_workbench.data import load
+    def encoders(name, n): return [p for s in range(n) if (p := ROOT / f'runs/bench/{name}_seed{s}/{"run_encoder" if name == "nmc_digits" else "run"}').joinpath('model.pt').is_file()]
+    if not encoders('nmc_digits', 5): nmc_digits(data)
+    sets = dict(digits=(load('digits'), encoders('nmc_digits', 5)))
+    if data is not None: sets |= dict(mnist=(load('npz', root=found(data, 'mnist.npz'), limit=10_000), encoders('mnist', 1)), coil20=(load('npz', root=found(data, 'coil20_32.npz')), encoders('coil20', 3)))
+    out = {name: dict(rows=bench_nmc.variants(images, runs, name), eps=bench_nmc.over_eps(images, runs, name)) for name, (images, runs) in sets.items() if runs}
+    return dict(**circumstances('make bench' if data is None else 'make bench-data DATA=folder'), sets=out)
 
 
 def coil20(data):
@@ -87,6 +110,12 @@ def speed(data):
     return dict(**circumstances('make bench'), **parts)
 
 
+def nmc_kernels(data):
+    "Climbing against a plain loop; deduplication and persistence up to 100,000 end points; relabelling."
+    from . import bench_ascent, bench_modes
+    return dict(**circumstances('make bench'), ascent=bench_ascent.measure(), modes=bench_modes.measure())
+
+
 def coil_step(data):
     from . import bench_coil_step
     return dict(**circumstances('make bench'), **bench_coil_step.measure())
@@ -100,6 +129,7 @@ def spiral(data):
 
 # what it is called: the record, what measures it, and whether it needs data
 BENCHES = dict(speed=('speed', speed, False), coil_step=('coil_step', coil_step, False), digits=('nmce_digits', digits, False), spiral=('nmce_spiral', spiral, False),
+               nmc_digits=('nmc_digits', nmc_digits, False), nmc_mixtures=('nmc_mixtures', nmc_mixtures, False), nmc_kernels=('nmc_kernels', nmc_kernels, False), nmc_study=('nmc_study', nmc_study, False),
                coil20=('nmce_coil20', coil20, True), mnist=('nmce_mnist', mnist, True), cifar10=('nmce_cifar10_cpu', cifar10, True))
 
 
