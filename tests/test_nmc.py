@@ -16,7 +16,7 @@ from nbdev.showdoc import docments
 from nmc_workbench.basics import InputError, write_torch
 from nmc_workbench.data import load
 from nmc_workbench.features import extract, open_run
-from nmc_workbench.methods import NMC, NMCE, NMCConfig, nmc, nmc_encoders
+from nmc_workbench.methods import NMC, NMCE, NMCConfig, nmc, nmc_encoders, nmc_found
 from nmc_workbench.methods.base import RunConfig, fill
 from nmc_workbench.methods.nmc_recipes import RECIPES, recipe
 from nmc_workbench.nets import backbone
@@ -106,7 +106,7 @@ def test_digits_need_no_number_of_clusters(run):
 
 
 def test_thresholds_relabel_from_the_tree(run, monkeypatch):
-    monkeypatch.setattr(nmc, 'ascend', None)        # nothing is climbed again
+    monkeypatch.setattr(nmc_found, 'ascend', None)        # nothing is climbed again
     kept, most, least = run.tau_, len(run.diagram_), int(np.isinf(run.diagram_.deaths).sum())
     for k in range(least, most + 1):
         run.n_clusters_ = k
@@ -176,7 +176,7 @@ def test_all_that_the_original_writes(run, digits):
 
 def test_stability_in_closed_form():
     a = np.array([[0., 0], [1, 0], [5, 0], [6, 0]])
-    found = nmc.stability(a, a + [[0, .1], [0, .2], [0, .3], [0, 4.]], np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]), .5)
+    found = nmc_found.stability(a, a + [[0, .1], [0, .2], [0, .3], [0, 4.]], np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]), .5)
     assert found['Stability@Aug'] == .5 and found['stability_threshold'] == pytest.approx(.25) and found['Stability@Aug(eps)'] == .75 and found['Stability@Assign'] == .75
 
 

@@ -62,8 +62,9 @@ def nmc_digits(record):
     def line(name, value, form='{:.3f}'): return [name, *(form.format(value(r)) for r in runs), f'**{mean(map(value, runs)):.3f}** ± {pstdev(map(value, runs)):.3f}']
     rows = [line('clusters found', lambda r: r['n_clusters'], '{}'), line('modes before merging', lambda r: r['n_modes'], '{}'),
             *(line(k.upper(), lambda r, k=k: r[k]) for k in ('acc', 'nmi', 'ari')), *(line(f'{k.upper()}, k-means with as many clusters', lambda r, k=k: r['kmeans'][k]) for k in ('acc', 'nmi')),
-            ['seconds, whole notebook', *(f'{r["seconds"]:.0f}' for r in runs), f'{mean(r["seconds"] for r in runs):.0f}']]
-    return f'{table([record["title"], *(f"seed {r["seed"]}" for r in runs), "mean ± std"], rows)}\n\n{made(record)}'
+            line('seconds, encoder and all', lambda r: r['seconds'] + r['seconds_encoder'], '{:.0f}')]
+    head = [record['title'], *(f'seed {r["seed"]}' for r in runs), 'mean ± std']
+    return f'{table(head, rows)}\n\n{made(record)}'
 
 
 def spread(rows, key, form='{:.3f}'): return f'{form.format(mean(r[key] for r in rows))} ± {form.format(pstdev(r[key] for r in rows))}' if len(rows) > 1 else form.format(rows[0][key])
@@ -76,9 +77,15 @@ def nmc_mixtures(record):
 
 def nmc_kernels(record):
     "Climbing against a plain loop, and the end points' modes as they grow in number."
-    climbs = [[f'climb of {record["ascent"]["n"]:,} x {record["ascent"]["d"]}, 20 steps, 512 x 4, {k.replace("_threads_1", ", 1 thread").replace("_threads_2", ", 2 threads")}', f'{r["ours_s"]:.1f} s', f'{r["plain_s"]:.1f} s (every sample, every try)', f'{r["ratio"]:.1f} times']
+    def named(key): return key.replace('_threads_1', ', 1 thread').replace('_threads_2', ', 2 threads')
+    climbs = [[f'climb of {record["ascent"]["n"]:,} x {record["ascent"]["d"]}, 20 steps, 512 x 4, {named(k)}', f'{r["ours_s"]:.1f} s', f'{r["plain_s"]:.1f} s (every sample, every try)', f'{r["ratio"]:.1f} times']
               for k, r in record['ascent'].items() if isinstance(r, dict)]
-    return f'{table(["medians of one run", "here", "baseline", "ratio"], climbs)}\n\n{made(record)}'
+    modes, sizes = record['modes'], (10_000, 30_000, 100_000)
+    growth = [[f'{form} end points, 128-d', *(f'{modes[f"{form}_{n}"]["deduplicate_cpu_s"] + modes[f"{form}_{n}"]["tree_s"]:.1f}' for n in sizes), f'{modes[f"{form}_{sizes[-1]}"]["memory_mb"] / 1024:.1f}']
+              for form in ('collapsed', 'loose', 'many_modes', 'thin', 'spread') if f'{form}_{sizes[-1]}' in modes]
+    again = modes['relabel']
+    return '\n\n'.join([table(['faster of two runs', 'here', 'baseline', 'ratio'], climbs), table(['deduplication and merge tree, processor s', *(f'{n:,}' for n in sizes), 'GiB'], growth),
+                        f'A new tau on {again["n"]:,} samples of {again["modes"]} modes: {again["median_ms"]:.2f} ms, at most {again["max_ms"]:.1f}, of {again["taus"]} values.', made(record)])
 
 
 def nmc_study(record):
@@ -88,7 +95,7 @@ def nmc_study(record):
         some = next(iter(found['rows'].values()))
         rows = [[v, spread(r, 'n_clusters', '{:.1f}'), spread(r, 'n_modes', '{:.1f}'), *(spread(r, k) for k in ('acc', 'nmi', 'ari')), spread(r, 'stability_eps', '{:.2f}'), spread(r, 'stability_assign', '{:.2f}'), 'yes' if any(x['fallback'] for x in r) else ''] for v, r in found['rows'].items()]
         out.append(table([f'{name}, {len(some)} seed{"s" * (len(some) > 1)}', 'clusters', 'modes', 'ACC', 'NMI', 'ARI', 'stable within eps', 'stable label', 'k-means stood in'], rows))
-        out.append(table([f'{name}, dbscan_eps of the recipe\'s fit', *found['eps']], [['clusters', *(spread(r, 'n_clusters', '{:.1f}') for r in found['eps'].values())], ['NMI', *(spread(r, 'nmi') for r in found['eps'].values())]]))
+        out.append(table([f"{name}, dbscan_eps of the recipe's fit", *found['eps']], [['clusters', *(spread(r, 'n_clusters', '{:.1f}') for r in found['eps'].values())], ['NMI', *(spread(r, 'nmi') for r in found['eps'].values())]]))
     return '\n\n'.join([*out, made(record)])
 
 

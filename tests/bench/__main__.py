@@ -50,7 +50,7 @@ def digits(data):
 
 
 def nmc_digits(data):
-    def more(run, results): return dict(n_clusters=results['n_clusters'], n_modes=results['n_modes'], kmeans=bench_nmc.kmeans_row(run / 'comparison.csv'))
+    def more(run, results): return dict(n_clusters=results['n_clusters'], n_modes=results['n_modes'], seconds_encoder=json.loads((run.parent / 'run_encoder/results.json').read_text())['seconds'], kmeans=bench_nmc.kmeans_row(run / 'comparison.csv'))
     return trained('1,797 digits, K not given', 'nmc_digits', 'make bench', range(5), 'train_nmc', more, dataset='digits')
 
 
@@ -63,10 +63,12 @@ def nmc_study(data):
     "Values of the original and of the recipe, and what lies between, on the encoders of the digits' runs; MNIST and COIL-20 where their runs and data are there."
     from nmc_workbench.data import load
     def encoders(name, n): return [p for s in range(n) if (p := ROOT / f'runs/bench/{name}_seed{s}/{"run_encoder" if name == "nmc_digits" else "run"}').joinpath('model.pt').is_file()]
-    if not encoders('nmc_digits', 5): nmc_digits(data)
-    sets = dict(digits=(load('digits'), encoders('nmc_digits', 5)))
-    if data is not None: sets |= dict(mnist=(load('npz', root=found(data, 'mnist.npz'), limit=10_000), encoders('mnist', 1)), coil20=(load('npz', root=found(data, 'coil20_32.npz')), encoders('coil20', 3)))
-    out = {name: dict(rows=bench_nmc.variants(images, runs, name), eps=bench_nmc.over_eps(images, runs, name)) for name, (images, runs) in sets.items() if runs}
+    if not encoders('nmc_digits', 3): nmc_digits(data)
+    sets = dict(digits=(load('digits'), encoders('nmc_digits', 3), bench_nmc.FROM_SEED))
+    if data is not None:
+        few = {k: v for k, v in bench_nmc.FROM_SEED.items() if k in (next(iter(bench_nmc.FROM_SEED)), list(bench_nmc.FROM_SEED)[-1])}      # an hour for all
+        sets |= dict(mnist=(load('npz', root=found(data, 'mnist.npz'), limit=10_000), encoders('mnist', 1), few), coil20=(load('npz', root=found(data, 'coil20_32.npz')), encoders('coil20', 1), few))
+    out = {name: dict(rows=bench_nmc.variants(images, runs, name, some), eps=bench_nmc.over_eps(images, runs, name)) for name, (images, runs, some) in sets.items() if runs}
     return dict(**circumstances('make bench' if data is None else 'make bench-data DATA=folder'), sets=out)
 
 
