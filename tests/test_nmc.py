@@ -123,9 +123,9 @@ def test_thresholds_relabel_from_the_tree(run, monkeypatch):
     run.tau_ = kept
 
 
-def test_n_clusters_as_a_parameter_sets_the_threshold(digits, encoder):
-    model = NMC(encoder=f'run:{encoder}', n_clusters=3, **SMALL).fit(digits)
-    assert model.n_clusters_ == 3 == len(set(model.labels_.tolist()))
+def test_n_clusters_as_a_parameter_sets_the_threshold():
+    model = NMC(n_clusters=3, device='cpu').fit(*mixture(16, 8, seed=0))
+    assert len(model.diagram_) == 8 and model.n_clusters_ == 3 == len(set(model.labels_.tolist()))
 
 
 def test_the_diagram_tells_members_and_deaths(run):

@@ -59,10 +59,10 @@ def coil_step(record):
 def nmc_digits(record):
     "NMC's seeds beside k-means with as many clusters on the same embedding."
     runs = record['rows']
-    def line(name, value, form='{:.3f}'): return [name, *(form.format(value(r)) for r in runs), f'**{mean(map(value, runs)):.3f}** ± {pstdev(map(value, runs)):.3f}']
-    rows = [line('clusters found', lambda r: r['n_clusters'], '{}'), line('modes before merging', lambda r: r['n_modes'], '{}'),
+    def line(name, value, form='{:.3f}', means='{:.3f}'): return [name, *(form.format(value(r)) for r in runs), f'**{means.format(mean(map(value, runs)))}** ± {means.format(pstdev(map(value, runs)))}']
+    rows = [line('clusters found', lambda r: r['n_clusters'], '{}', '{:.1f}'), line('modes before merging', lambda r: r['n_modes'], '{}', '{:.1f}'),
             *(line(k.upper(), lambda r, k=k: r[k]) for k in ('acc', 'nmi', 'ari')), *(line(f'{k.upper()}, k-means with as many clusters', lambda r, k=k: r['kmeans'][k]) for k in ('acc', 'nmi')),
-            line('seconds, encoder and all', lambda r: r['seconds'] + r['seconds_encoder'], '{:.0f}')]
+            line('seconds, encoder and all', lambda r: r['seconds'] + r['seconds_encoder'], '{:.0f}', '{:.0f}')]
     head = [record['title'], *(f'seed {r["seed"]}' for r in runs), 'mean ± std']
     return f'{table(head, rows)}\n\n{made(record)}'
 
@@ -92,9 +92,8 @@ def nmc_study(record):
     "Every data set's variants, then the range of eps."
     out = []
     for name, found in record['sets'].items():
-        some = next(iter(found['rows'].values()))
-        rows = [[v, spread(r, 'n_clusters', '{:.1f}'), spread(r, 'n_modes', '{:.1f}'), *(spread(r, k) for k in ('acc', 'nmi', 'ari')), spread(r, 'stability_eps', '{:.2f}'), spread(r, 'stability_assign', '{:.2f}'), 'yes' if any(x['fallback'] for x in r) else ''] for v, r in found['rows'].items()]
-        out.append(table([f'{name}, {len(some)} seed{"s" * (len(some) > 1)}', 'clusters', 'modes', 'ACC', 'NMI', 'ARI', 'stable within eps', 'stable label', 'k-means stood in'], rows))
+        rows = [[v, len(r), spread(r, 'n_clusters', '{:.1f}'), spread(r, 'n_modes', '{:.1f}'), *(spread(r, k) for k in ('acc', 'nmi', 'ari')), spread(r, 'stability_eps', '{:.2f}'), spread(r, 'stability_assign', '{:.2f}'), 'yes' if any(x['fallback'] for x in r) else ''] for v, r in found['rows'].items()]
+        out.append(table([name, 'seeds', 'clusters', 'modes', 'ACC', 'NMI', 'ARI', 'stable within eps', 'stable label', 'k-means stood in'], rows))
         out.append(table([f"{name}, dbscan_eps of the recipe's fit", *found['eps']], [['clusters', *(spread(r, 'n_clusters', '{:.1f}') for r in found['eps'].values())], ['NMI', *(spread(r, 'nmi') for r in found['eps'].values())]]))
     return '\n\n'.join([*out, made(record)])
 

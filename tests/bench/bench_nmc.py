@@ -63,12 +63,12 @@ def mixtures(seeds=range(5)):
 
 
 def variants(images, encoders, data, from_seed=FROM_SEED):
-    "Each set of values on every seed's encoder: the mean of its rows, and the rows."
-    sets = [(name, dict(recipe='seed', cache_embeddings=True, **options)) for name, options in from_seed.items()]
-    sets += [(name, dict(recipe=data, **options)) for name, options in FROM_RECIPE.items()]
+    "Each set of values: the rows of its seeds. The original's end-point loss takes minutes a fit, so its sets get the first seed alone."
+    sets = [(name, dict(recipe='seed', cache_embeddings=True, **options), encoders[:1]) for name, options in from_seed.items()]
+    sets += [(name, dict(recipe=data, **options), encoders) for name, options in FROM_RECIPE.items()]
     found = {}
-    for name, options in sets:
-        found[name] = [dict(seed=s, **row(*fitted(images, encoder=f'run:{e}', seed=s, **options))) for s, e in enumerate(encoders)]
+    for name, options, some in sets:
+        found[name] = [dict(seed=s, **row(*fitted(images, encoder=f'run:{e}', seed=s, **options))) for s, e in enumerate(some)]
         print(data, name, {k: round(mean(r[k] for r in found[name]), 3) for k in ('n_clusters', 'nmi', 'seconds')}, flush=True)
     return found
 
