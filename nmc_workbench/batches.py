@@ -67,7 +67,9 @@ class Batches:
         n_views: int = 2, # views of every sample
         seed: int = 0, # every order and every view follows from it
         device: str | torch.device = 'cpu', # where the views are made
+        whole: bool = False, # keep the last batch, which is smaller, but for what the ranks cannot share evenly
     ):
+        self.whole = whole
         self.rank, self.world = rank_and_world()
         self.images = images if images.streams else images.to(device)
         self.augment, self.n_views, self.seed, self.device = augment, n_views, seed, torch.device(device)
@@ -88,18 +90,23 @@ class Batches:
         other._set(batch_size)
         return other
 
-    def __len__(self): return len(self.images) // self.batch_size
+    def __len__(self): return -(-self._kept() // self.batch_size)
+
+    def _kept(self):
+        "How many samples an epoch has."
+        n, last = len(self.images), len(self.images) % self.batch_size
+        return n - last % self.world if self.whole else n - last
 
     def epoch(
         self,
         stage: str, # name of the stage
         epoch: int, # number of the epoch
     ): # yields index (B,) int64 and views (V, B, C, H, W) or (V, B, D) float32
-        "The batches of one epoch; the last incomplete one is dropped."
+        "The batches of one epoch; without `whole`, the last incomplete one is dropped."
         order = torch.randperm(len(self.images), generator=generator(self.seed, stage, epoch, 'order'))
         noise = generator(self.seed, stage, epoch, 'views', self.rank, device=self.device)
         if self.images.draw: yield from self._fresh(noise); return
-        parts = order[:len(self) * self.batch_size].view(-1, self.batch_size)[:, self.rank::self.world]
+        parts = [part[self.rank::self.world] for part in order[:self._kept()].split(self.batch_size)]
         for index, pixels in self._fetch(parts):
             yield index, self._views(index, pixels, noise)
 
@@ -107,7 +114,7 @@ class Batches:
 
     def _fresh(self, noise):
         "Samples drawn for this step alone; they have no place in the set."
-        for _ in range(len(self)):
+        for _ in range(len(self.images) // self.batch_size):
             points = self.images.draw(self.batch_size // self.world, noise)
             index = torch.full((len(points),), -1)
             yield index, self._views(index, points, noise)

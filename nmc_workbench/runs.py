@@ -131,7 +131,7 @@ def _read_json(path):
 _LEFT = re.compile(r'\..+\.(json|jsonl|npy|pt)\.\d+\.tmp')
 
 # Parameters that say where and how to run, not what to compute: a run may be resumed with others.
-FREE = ('device', 'compile', 'resume', 'run_dir', 'save_dir', 'data_dir', 'checkpoint_every', 'num_workers', 'plot')
+FREE = ('device', 'compile', 'resume', 'run_dir', 'save_dir', 'data_dir', 'checkpoint_every', 'num_workers', 'workers', 'plot', 'comment', 'log_intv', 'log_iter')
 
 class Run:
     "A run's folder: configuration, log, checkpoints, results."

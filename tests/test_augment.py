@@ -325,7 +325,7 @@ def test_draws_are_independent_between_images_and_parameters():
 
 def batch_for(name, n=30):
     if name == 'spiral': return torch.randn(n, 2, generator=seeded(5))
-    return photos(n, 3 if name in ('cifar_sup', 'cifar_simclr_norm', 'cifar_byol', 'stl10_contrastive', 'imagenet', 'coil') else 1, 32, 32)
+    return photos(n, 3 if name in ('cifar_sup', 'cifar_simclr_norm', 'cifar_byol', 'stl10_contrastive', 'imagenet', 'coil', 'sela', 'sela_cifar') else 1, 32, 32)
 
 
 @pytest.mark.parametrize('name', presets())
