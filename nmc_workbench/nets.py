@@ -17,6 +17,7 @@ from torchvision.models.resnet import BasicBlock
 
 from .basics import InputError, one_of
 from .config import named
+from .imagenet_nets import AlexNet, ResNetV1, ResNetV2
 
 # %% ../nbs/core/06_nets.ipynb #5112a163
 class ResNet(nn.Module):
@@ -137,6 +138,9 @@ _NETS = dict(
     resnet34cifar=(partial(_CIFAR, blocks=_34), 3, 512),
     resnet18stl10=(_STL, 3, 512),
     resnet34stl10=(partial(_STL, blocks=_34), 3, 512),
+    alexnet=(AlexNet, 3, lambda width='big': AlexNet.feature_dim),
+    resnetv1=(ResNetV1, 3, lambda depth=50: 512 if depth == 18 else 2048),
+    resnetv2=(ResNetV2, 3, lambda expansion=1: 2048 * expansion),
     smallconv=(smallconv, 1, lambda width=16, stride=1, stages=2: width * 2 ** stages),
     mlp=(mlp, 2, lambda width=128, depth=5: width))
 
@@ -147,7 +151,7 @@ def names() -> list[str]:
 def backbone(
     name: str, # one of `names()`; options may follow in brackets, as in 'smallconv(width=32)'
     channels: int | None = None, # of the images; `None` is what the net was made for
-    **options, # `width`, `stride` and `stages` of smallconv; `width` and `depth` of mlp
+    **options, # `width`, `stride` and `stages` of smallconv; `width` and `depth` of mlp; `width` of alexnet, `depth` of resnetv1, `expansion` of resnetv2
 ) -> tuple[nn.Module, int]: # the module, (B, C, H, W) -> (B, F), and F
     "A feature extractor by name, freshly initialised."
     name, written = named(str(name), 'backbone')
