@@ -110,6 +110,16 @@ class Batches:
         for index, pixels in self._fetch(parts):
             yield index, self._views(index, pixels, noise)
 
+    def sweep(
+        self,
+        stage: str, # name of what the pass is for
+        number: int, # of the pass
+    ): # yields index and views as `epoch` does
+        "Every sample once, none left out; of several ranks, this one's share."
+        order = torch.randperm(len(self.images), generator=generator(self.seed, stage, number, 'order'))[self.rank::self.world]
+        noise = generator(self.seed, stage, number, 'views', self.rank, device=self.device)
+        for index, pixels in self._fetch(order.split(self.batch_size // self.world)): yield index, self._views(index, pixels, noise)
+
     def _views(self, index, pixels, noise): return torch.stack([self.augment(pixels, noise) for _ in range(self.n_views)])
 
     def _fresh(self, noise):

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['confusion', 'cluster_sizes', 'match', 'accuracy', 'greedy_accuracy', 'purity', 'merge_accuracy', 'nmi', 'ari', 'ami',
-           'scores', 'knn_predict', 'knn_accuracy', 'nearest_subspace_predict', 'nearest_subspace_accuracy',
-           'topk_accuracy']
+           'scores', 'knn_votes', 'knn_predict', 'knn_accuracy', 'nearest_subspace_predict',
+           'nearest_subspace_accuracy', 'topk_accuracy']
 
 # %% ../nbs/core/09_metrics.ipynb #53a95ccf
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
 from .basics import InputError, one_of
@@ -126,6 +127,46 @@ def _features(x, y, name, dim=None):
     if not x.isfinite().all(): raise InputError(f'{name}_x holds values that are not finite; train or extract again before scoring')
     return x, y
 
+def _principal(train_x, test_x, n_components, seed):
+    "Both sets on the principal directions of the training samples."
+    if not 1 <= n_components <= min(train_x.shape): raise InputError(f'n_components={n_components} with {train_x.shape[0]} training samples of {train_x.shape[1]} features; expected 1 to {min(train_x.shape)}')
+    pca = PCA(n_components, random_state=seed).fit(train_x.cpu().numpy())       # the solver for many samples draws at random
+    return (torch.as_tensor(pca.transform(x.cpu().numpy())).to(x) for x in (train_x, test_x))
+
+def _neighbours(train_x, train_y, test_x, k, normalise, temperature, n_components, seed):
+    "The classes (C,), their votes (m, C), and the largest similarity (m, 1)."
+    train_x, train_y = _features(train_x, train_y, 'train')
+    test_x, _ = _features(test_x, np.zeros(len(test_x), int), 'test', train_x.shape[1])
+    if k < 1 or (temperature is not None and not temperature > 0): raise InputError(f'k={k}, temperature={temperature}; expected k of at least 1, and a temperature above 0 or None')
+    test_x = test_x.to(train_x)
+    if n_components is not None: train_x, test_x = _principal(train_x, test_x, n_components, seed)
+    if normalise: train_x, test_x = (torch.nn.functional.normalize(x) for x in (train_x, test_x))
+    classes, codes = np.unique(train_y, return_inverse=True)
+    codes = torch.as_tensor(codes, device=train_x.device)
+    rows = max(1, 2 ** 24 // len(train_x))
+    parts = [_vote(x @ train_x.T, codes, len(classes), k, temperature) for x in test_x.split(rows)]
+    return classes, *(torch.cat(p).cpu().numpy() for p in zip(*parts))
+
+def _vote(similarity, codes, n_classes, k, temperature):
+    near, who = similarity.topk(min(k, similarity.shape[1]), 1)     # (m, k)
+    # relative to the largest: the same winner, and no overflow
+    weight = torch.ones_like(near) if temperature is None else ((near - near[:, :1]) / temperature).exp()
+    return near.new_zeros(len(near), n_classes).scatter_add_(1, codes[who], weight), near[:, :1]
+
+def knn_votes(
+    train_x, # (n, d) float, features of the training samples
+    train_y, # (n,) int, their classes
+    test_x, # (m, d) float
+    k: int = 10, # neighbours; at most all training samples
+    temperature: float = .1, # T of the weights exp(similarity / T)
+    normalise: bool = True, # rows to unit norm first, so that the inner product is the cosine
+    n_components: int | None = None, # principal directions of the training features to keep, before the norm is taken; `None`: the features as they are
+    seed: int = 0, # of the search for principal directions
+) -> np.ndarray: # (m, C) float, a column per class of the training samples, ascending; infinite where similarity / T is beyond the exponential
+    "Sums of the weights of the `k` nearest training samples, by class."
+    _, votes, largest = _neighbours(train_x, train_y, test_x, k, normalise, temperature, n_components, seed)
+    with np.errstate(over='ignore', invalid='ignore'): return np.where(votes > 0, votes * np.exp(largest / temperature), 0)
+
 def knn_predict(
     train_x, # (n, d) float, features of the training samples
     train_y, # (n,) int, their classes
@@ -133,24 +174,12 @@ def knn_predict(
     k: int = 11, # neighbours; at most all training samples
     normalise: bool = True, # rows to unit norm first, so that the inner product is the cosine
     temperature: float | None = None, # T of the weights exp(similarity / T); `None`: every neighbour has one vote
+    n_components: int | None = None, # as for `knn_votes`
+    seed: int = 0, # of the search for principal directions
 ) -> np.ndarray: # (m,) int64
     "The class most frequent among the `k` nearest training samples."
-    train_x, train_y = _features(train_x, train_y, 'train')
-    test_x, _ = _features(test_x, np.zeros(len(test_x), int), 'test', train_x.shape[1])
-    if k < 1 or (temperature is not None and not temperature > 0): raise InputError(f'k={k}, temperature={temperature}; expected k of at least 1, and a temperature above 0 or None')
-    test_x = test_x.to(train_x)
-    if normalise: train_x, test_x = (torch.nn.functional.normalize(x) for x in (train_x, test_x))
-    classes, codes = np.unique(train_y, return_inverse=True)
-    codes = torch.as_tensor(codes, device=train_x.device)
-    rows = max(1, 2 ** 24 // len(train_x))
-    return classes[np.concatenate([_vote(x @ train_x.T, codes, len(classes), k, temperature) for x in test_x.split(rows)])]
-
-def _vote(similarity, codes, n_classes, k, temperature):
-    near, who = similarity.topk(min(k, similarity.shape[1]), 1)     # (m, k)
-    # relative to the largest: the same winner, and no overflow
-    weight = torch.ones_like(near) if temperature is None else ((near - near[:, :1]) / temperature).exp()
-    votes = near.new_zeros(len(near), n_classes).scatter_add_(1, codes[who], weight)
-    return votes.cpu().numpy().argmax(1)        # numpy's takes the first of equals
+    classes, votes, _ = _neighbours(train_x, train_y, test_x, k, normalise, temperature, n_components, seed)
+    return classes[votes.argmax(1)]             # numpy's takes the first of equals
 
 def knn_accuracy(
     train_x, # (n, d) float
@@ -160,10 +189,16 @@ def knn_accuracy(
     k: int = 11, # neighbours
     normalise: bool = True, # False: inner product of the rows as they are, as NMCE's code does
     temperature: float | None = None, # of weighted votes
+    n_components: int | None = None, # as for `knn_votes`
+    top: int = 1, # classes with the most votes that count as a hit
+    seed: int = 0, # of the search for principal directions
 ) -> float: # in [0, 1]
     "Share of test samples whose neighbours vote for their class."
     test_x, test_y = _features(test_x, test_y, 'test')
-    return float((knn_predict(train_x, train_y, test_x, k, normalise, temperature) == test_y).mean())
+    classes, votes, _ = _neighbours(train_x, train_y, test_x, k, normalise, temperature, n_components, seed)
+    if not 1 <= top <= len(classes): raise InputError(f'top={top} with {len(classes)} classes; expected 1 to {len(classes)}')
+    best = classes[(-votes).argsort(1, kind='stable')[:, :top]]     # (m, top)
+    return float((best == test_y[:, None]).any(1).mean())
 
 # %% ../nbs/core/09_metrics.ipynb #98960086
 def _directions(x, k):

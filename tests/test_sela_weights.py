@@ -29,6 +29,9 @@ def light(kind, n_heads):
     return {k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in state.items()}
 
 
+theirs = light('resnetv1(depth=18)', H)
+
+
 def saved(path, content, **options):
     torch.save(content, path, **options)
     return path
@@ -77,8 +80,7 @@ def test_to_torchvision(depth, x):
         with torch.no_grad(): torch.testing.assert_close(reference(x), net(x)[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('key', ['L', 'labels'])
-@pytest.mark.parametrize('depth, as_array', [(18, torch.from_numpy), (50, np.asarray)])
+@pytest.mark.parametrize('key, depth, as_array', [('L', 18, torch.from_numpy), ('labels', 50, np.asarray)])
 def test_released_form(tmp_path, x, key, depth, as_array):
     "torchvision's ResNet with the head of the right size, beside the labels; for several heads the first alone is there."
     net = build(f'resnetv1(depth={depth})')
@@ -90,26 +92,25 @@ def test_released_form(tmp_path, x, key, depth, as_array):
     with torch.no_grad(): torch.testing.assert_close(found.network(x), net(x)[0], rtol=1e-4, atol=1e-5)
 
 
-def checkpoint(net, **more):
-    "As training leaves it, optimiser included."
-    sgd = torch.optim.SGD(net.parameters(), .1, momentum=.9)
-    net(torch.rand(2, 3, 64, 64)).sum().backward()
-    sgd.step()
-    net.zero_grad()
-    return dict(epoch=7, optimizer=sgd.state_dict(), **more)
-
-
-def test_every_form_of_a_checkpoint(tmp_path, x):
+def test_a_checkpoint_of_training(tmp_path, x):
+    "Optimiser included."
     net = build()
-    rest = checkpoint(net)
-    theirs = as_original(net)
-    forms = dict(raw=theirs, wrapped={f'module.{k}': v for k, v in theirs.items()}, main=dict(rest, arch='resnetv1', state_dict=theirs, L=torch.from_numpy(LABELS)),
-                 cifar=dict(net=theirs, opt=rest['optimizer'], acc=np.float64(.7), epoch=3, L=torch.from_numpy(LABELS)), evaluation=dict(rest, metrics=[], model=theirs), lists=dict(state_dict=theirs, L=LABELS.tolist()))
-    for name, content in forms.items():
-        found = load_pretrained(saved(tmp_path / f'{name}.pth', content))
-        assert found.kind == 'resnetv1(depth=18)' and len(found.network.heads) == H
-        assert (found.labels is None) == (name in ('raw', 'wrapped', 'evaluation')) and (found.labels is None or np.array_equal(found.labels, LABELS))
-        with torch.no_grad(): assert torch.equal(found.network(x), net(x))
+    sgd = torch.optim.SGD(net.parameters(), .1, momentum=.9)
+    net(x).sum().backward()
+    sgd.step()
+    content = dict(epoch=7, arch='resnetv1', state_dict={f'module.{k}': v for k, v in as_original(net).items()}, optimizer=sgd.state_dict(), L=torch.from_numpy(LABELS))
+    found = load_pretrained(saved(tmp_path / 'checkpoint006.pth', content))
+    assert found.kind == 'resnetv1(depth=18)' and len(found.network.heads) == H and np.array_equal(found.labels, LABELS)
+    with torch.no_grad(): assert torch.equal(found.network(x), net(x))
+
+
+@pytest.mark.parametrize('content, labelled', [
+    (theirs, False), ({f'module.{k}': v for k, v in theirs.items()}, False), (dict(epoch=2, metrics=[], model=theirs, optimizer={}), False),
+    (dict(net=theirs, opt={}, acc=np.float64(.7), epoch=3, L=torch.from_numpy(LABELS)), True), (dict(state_dict=theirs, L=LABELS.tolist()), True), (dict(state_dict=theirs, labels=LABELS.astype('i4')), True)])
+def test_every_form(tmp_path, content, labelled):
+    found = load_pretrained(saved(tmp_path / 'some.pth', content))
+    assert found.kind == 'resnetv1(depth=18)' and len(found.network.heads) == H and not any(p.any() for p in found.network.parameters())
+    assert np.array_equal(found.labels, LABELS) if labelled else found.labels is None
 
 
 def test_one_dimensional_labels_and_old_formats(tmp_path, net, x):
@@ -146,14 +147,14 @@ class Evil:
 
 
 def test_files_that_are_none(tmp_path, net, capsys):
-    whole = saved(tmp_path / 'whole.pth', as_original(net))
+    whole = saved(tmp_path / 'whole.pth', theirs)
     refused(r'model_final.pth.tar can only be loaded by running code \(nmc_workbench.nets.HeadsNet\); save the state dict', saved(tmp_path / 'model_final.pth.tar', net))
-    refused('can only be loaded by running code', saved(tmp_path / 'evil.pth', {'state_dict': as_original(net), 'L': Evil()}))
-    (tmp_path / 'plain.pth').write_bytes(pickle.dumps(Evil()))
+    refused('can only be loaded by running code', saved(tmp_path / 'evil.pth', {'state_dict': theirs, 'L': Evil()}))
+    (tmp_path / 'plain.pth').write_bytes(pickle.dumps(Evil(), 2))
     refused('can only be loaded by running code|damaged', tmp_path / 'plain.pth')
     assert 'must not' not in capsys.readouterr().out
     data = whole.read_bytes()
-    for name, content in dict(cut=data[:-1000], half=data[:len(data) // 2], empty=b'', text=b'<html>not found</html>', zeros=bytes(1000)).items():
+    for name, content in dict(cut=data[:-100], half=data[:len(data) // 2], empty=b'', text=b'<html>not found</html>', zeros=bytes(1000)).items():
         (tmp_path / f'{name}.pth').write_bytes(content)
         refused(f'{name}.pth is damaged or no file of weights .*put a whole copy there', tmp_path / f'{name}.pth')
     with zipfile.ZipFile(tmp_path / 'pretrained.zip', 'w') as z: z.writestr('resnet-10x3k.pth', 'x')
@@ -162,9 +163,9 @@ def test_files_that_are_none(tmp_path, net, capsys):
     refused('no file', tmp_path)
 
 
-def test_a_flipped_byte_is_found(tmp_path, net):
+def test_a_flipped_byte_is_found(tmp_path):
     "With a checksum, wherever the byte lies."
-    file = saved(tmp_path / 'some.pth', as_original(net))
+    file = saved(tmp_path / 'some.pth', theirs)
     data = bytearray(file.read_bytes())
     right = hashlib.sha256(data).hexdigest()
     load_pretrained(file, sha256=right.upper())
@@ -173,8 +174,8 @@ def test_a_flipped_byte_is_found(tmp_path, net):
     refused(f'has the sha256 .*expected {right}', file, sha256=right)
 
 
-def test_content_that_does_not_fit(tmp_path, net):
-    theirs, file = as_original(net), tmp_path / 'some.pth'
+def test_content_that_does_not_fit(tmp_path):
+    file = tmp_path / 'some.pth'
     def with_labels(labels): return saved(file, dict(state_dict=theirs, L=labels))
     def without(*keys): return saved(file, {k: v for k, v in theirs.items() if k not in keys})
     refused('does not fit this HeadsNet: misses: backbone.features.4.0.conv1.weight', without('features.4.0.conv1.weight'))
@@ -191,7 +192,7 @@ def test_content_that_does_not_fit(tmp_path, net):
     refused('has 6 clusters, n_clusters=7 was asked for', saved(file, theirs), n_clusters=7)
     refused('does not fit this HeadsNet', file, kind='resnetv2')
     refused('unknown backbone', file, kind='resnetv3')
-    refused("unknown network 'resnet34'; known: resnet18, resnet50", file, kind='torchvision:resnet34')
+    refused("unknown network 'resnet34'.* known: resnet18, resnet50", file, kind='torchvision:resnet34')
     refused(r'has no head \(fc.weight\)', file, kind='torchvision:resnet18')
     for labels in (torch.zeros(2, 3, 4, dtype=torch.int64), torch.zeros(3, 4), torch.zeros(0, dtype=torch.int64), [[1, 2], [3]]): refused('expected .heads, images. whole numbers', with_labels(labels))
     refused('labels from -1 to 5 for 6 clusters; expected 0 to 5', with_labels(torch.tensor([[-1, 5]])))
@@ -223,20 +224,20 @@ def site(tmp_path):
     server.server_close()
 
 
-def test_from_an_address(tmp_path, site, net, x):
+def test_from_an_address(tmp_path, site):
     served, url = site
     cache = tmp_path / 'cache'
-    digest = hashlib.sha256(saved(served / 'some.pth', as_original(net)).read_bytes()).hexdigest()
+    digest = hashlib.sha256(saved(served / 'some.pth', theirs).read_bytes()).hexdigest()
     message = refused(f'{url}some.pth sent a file with the sha256 {digest}, expected 0+; or download it by other means', f'{url}some.pth', sha256='0' * 64, folder=cache)
     assert 'digits' not in message and not list(cache.iterdir())                         # nothing under any name
     found = load_pretrained(f'{url}some.pth', sha256=digest, folder=cache)
-    with torch.no_grad(): assert torch.equal(found.network(x), net(x))
+    assert len(found.network.heads) == H and not any(p.any() for p in found.network.parameters())
     (file,) = cache.iterdir()
     assert found.source == str(file) and file.name.endswith('-some.pth')
     (served / 'some.pth').unlink()
     load_pretrained(f'{url}some.pth', sha256=digest, folder=cache)                       # from the folder
     (served / 'sub').mkdir()
-    saved(served / 'sub/some.pth', as_original(build(n_heads=1)))
+    saved(served / 'sub/some.pth', light('resnetv1(depth=18)', 1))
     assert len(load_pretrained(f'{url}sub/some.pth', folder=cache).network.heads) == 1    # of the same name, but not the same file
     file.write_bytes(file.read_bytes()[:-1])
     refused('has the sha256 .*delete it and run again', f'{url}some.pth', sha256=digest, folder=cache)
