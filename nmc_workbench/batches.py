@@ -6,6 +6,7 @@
 __all__ = ['rank_and_world', 'mean_over_ranks', 'from_main', 'ahead', 'Batches']
 
 # %% ../nbs/core/11_batches.ipynb #ebd984a4
+import math
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 
@@ -90,7 +91,7 @@ class Batches:
         other._set(batch_size)
         return other
 
-    def __len__(self): return -(-self._kept() // self.batch_size)
+    def __len__(self): return math.ceil(self._kept() / self.batch_size)
 
     def _kept(self):
         "How many samples an epoch has."

@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import skip_init
 
 from .basics import InputError, one_of
 
@@ -22,10 +23,10 @@ def _fits(layer, norm):
     return isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.num_features == width
 
 def _plain_layer(layer):
-    "A layer of the same shape, with a bias."
+    "A layer of the same shape, with a bias, its weights still to be set: nothing is drawn."
     where = dict(device=layer.weight.device, dtype=layer.weight.dtype)
-    if isinstance(layer, nn.Linear): return nn.Linear(layer.in_features, layer.out_features, **where)
-    return nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, padding_mode=layer.padding_mode, **where)
+    if isinstance(layer, nn.Linear): return skip_init(nn.Linear, layer.in_features, layer.out_features, **where)
+    return skip_init(nn.Conv2d, layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, padding_mode=layer.padding_mode, **where)
 
 @torch.no_grad()
 def _folded(layer, norm):

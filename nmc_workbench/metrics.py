@@ -158,14 +158,15 @@ def knn_votes(
     train_y, # (n,) int, their classes
     test_x, # (m, d) float
     k: int = 10, # neighbours; at most all training samples
-    temperature: float = .1, # T of the weights exp(similarity / T)
+    temperature: float | None = .1, # T of the weights exp(similarity / T); `None`: every neighbour has one vote
     normalise: bool = True, # rows to unit norm first, so that the inner product is the cosine
     n_components: int | None = None, # principal directions of the training features to keep, before the norm is taken; `None`: the features as they are
     seed: int = 0, # of the search for principal directions
-) -> np.ndarray: # (m, C) float, a column per class of the training samples, ascending; infinite where similarity / T is beyond the exponential
+) -> np.ndarray: # (m, C) float64, a column per class of the training samples, ascending; infinite where similarity / T is beyond the exponential
     "Sums of the weights of the `k` nearest training samples, by class."
     _, votes, largest = _neighbours(train_x, train_y, test_x, k, normalise, temperature, n_components, seed)
-    with np.errstate(over='ignore', invalid='ignore'): return np.where(votes > 0, votes * np.exp(largest / temperature), 0)
+    if temperature is None: return votes.astype(np.float64)
+    with np.errstate(over='ignore', invalid='ignore'): return np.where(votes > 0, votes * np.exp(largest.astype(np.float64) / temperature), 0)
 
 def knn_predict(
     train_x, # (n, d) float, features of the training samples

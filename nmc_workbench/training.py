@@ -347,7 +347,7 @@ class Trainer(_Checkpoints):
         _share_buffers(stage)
         spent = watch.seconds()
         means |= stage.after_epoch(epoch)
-        if bar: bar.set_postfix({k: f'{v:.4g}' for k, v in list(means.items())[:3]}, refresh=False)
+        if bar: bar.set_postfix({k: f'{v:.4g}' for k, v in list(means.items())[:3] if isinstance(v, float)}, refresh=False)
         n_views = len(logs) * stage.batches.batch_size * stage.batches.n_views
         return dict(stage=stage.name, epoch=epoch, step=(epoch + 1) * len(logs), **means,
                     **{f'lr_{k}' if len(stage.optimisers) > 1 else 'lr': o.param_groups[0]['lr'] for k, o in stage.optimisers.items()},

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'SeLaConfig', 'learning_rate', 'weight_decay', 'label_times', 'label_steps', 'balanced_labels', 'recipe']
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #1de351fe
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #5231e24b
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +16,12 @@ from ..config import param
 from ..optim import warmup_cosine
 from .base import RunConfig
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #e22c40b0
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #a5cfe322
 @dataclass(kw_only=True, eq=False, repr=False)
 class SeLaConfig(RunConfig):
     "Parameters of SeLa."
     ncl: int | None = param(None, low=2) # clusters of every head; another name of n_clusters
-    hc: int | None = param(None, low=1) # heads
+    hc: int | None = param(None, low=1) # heads, each a linear classifier with labels of its own
     arch: str | None = param(None) # network, one of nets.names(), options may follow in brackets
     archspec: int | str | None = param(None) # of alexnet: big or small; of resnetv2: a factor of its width
     start_from: str | None = param(None) # weights to start from: a run of SeLa, or a checkpoint of the original code
@@ -45,7 +45,7 @@ class SeLaConfig(RunConfig):
     log_intv: int = param(0, low=0) # epochs between pictures of the first layer's filters; 0: none
     log_iter: int = param(0, low=0) # steps between the losses in the log; 0: their mean over an epoch alone
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #01b0b680
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #19e6ea2c
 def learning_rate(
     epoch: int, # 0 ... epochs - 1
     epochs: int, # length of the run
@@ -66,7 +66,7 @@ def weight_decay(
     "The weight decay that `wd` stands for."
     return 10. ** wd if wd < 0 else wd
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #3105bc2c
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #d70ae7ec
 def label_times(
     n: int, # samples
     epochs: int, # of the run
@@ -90,7 +90,7 @@ def label_steps(
         if due < len(times) and g * batch_size >= times[due]: steps.append(g); due += 1
     return steps
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #84797e0e
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #9eb06146
 def balanced_labels(
     n: int, # samples
     n_clusters: int, # K
@@ -101,7 +101,7 @@ def balanced_labels(
     even = torch.arange(n) % n_clusters
     return torch.stack([even[torch.randperm(n, generator=generator(seed, 'labels', h))] for h in range(n_heads)])
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #45288989
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #670e8090
 _IMAGENET = dict(
     n_clusters=3000, hc=10, arch='alexnet', augs=3, label_mode='train', label_heads='all', nopts=100, times='quadratic', lamb=25., tol=.1, dtype='f64',
     epochs=400, batch_size=256, lr=.08, schedule='steps', lrdrop=150, momentum=.9, wd=-5., checkpoint_every=1)
