@@ -201,24 +201,30 @@ class _Solver:
     def __init__(self, dense, active, relax):
         self.dense, self.relax, self.k = dense, relax, dense.scores.k
         self.may, self.active, self.wait, self.full, self.sets = active, None, 0, 0, 0
-        self.speed, self.most = math.inf, DRIFT[1]
+        self.last, self.most = None, DRIFT[1]
 
     def step(self, u): # v (n,), t (K,) over the ranks
         use = self._ready(u)
         v, t = self.active(u) if use else self.dense(u)
-        t = self.dense.summed(torch.cat([t, t.new_tensor([use])]))
-        if t[-1] > 0 and t[:-1].min() * self.k < LOW:       # every rank comes here, or none
-            v, t = self.dense(u)
-            use, t = False, self.dense.summed(torch.cat([t, t.new_zeros(1)]))
+        t, few = self._shared(t, use)
+        if few and t.min() * self.k < LOW:          # every rank comes here, or none
+            use, (v, t) = False, self.dense(u)
+            t = self.dense.summed(t)
         self.full += not use
-        return v, t[:-1]
+        return v, t
+
+    def _shared(self, t, use):
+        "t over the ranks, and whether any of them took few entries."
+        if not self.dense.ranks: return t, use
+        t = self.dense.summed(torch.cat([t, t.new_tensor([use])]))
+        return t[:-1], bool(t[-1] > 0)
 
     def _ready(self, u):
         "Whether there is a set of entries for u, a new one if need be and possible."
         if self.active is not None and self.active.holds(u): return True
         self.active, self.wait = None, self.wait - 1
         while self.may and self.wait <= 0:
-            drift = min(max(AHEAD * self.speed, DRIFT[0]), self.most)
+            drift = min(max(AHEAD * self._speed(), DRIFT[0]), self.most)
             self.active, self.sets = _Active.of(self.dense.scores, u, self.dense.n, drift), self.sets + 1
             if self.active is not None: return True
             if drift == DRIFT[0]: self.wait = 10        # too many matter yet; u moves, and their number with it
@@ -227,10 +233,13 @@ class _Solver:
 
     def next(self, u, v, t):
         "The u that makes every cluster's sum right under v."
-        if (t <= 1e-290).any(): return self.dense.rescued(u, v, t)
-        step = self.relax * (self.k * t).log()
-        if self.may: self.speed = (step.max() - step.min()).item()
-        return u - step
+        if t.min() <= 1e-290: return self.dense.rescued(u, v, t)
+        self.last = self.relax * (self.k * t).log()
+        return u - self.last
+
+    def _speed(self):
+        "How far u moved against itself in the last iteration."
+        return math.inf if self.last is None else (self.last.max() - self.last.min()).item()
 
 # %% ../nbs/core/19f_transport.ipynb #9dd9bf8e
 @dataclass(frozen=True, eq=False, repr=False)

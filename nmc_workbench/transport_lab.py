@@ -40,10 +40,10 @@ def solved(
     logits: np.ndarray, # (N, K)
     power: float, # lambda
 ) -> tuple[Transport, np.ndarray]: # the plan, and its matrix (N, K)
-    "The plan of a power; where it does not converge, as it is after some thousand iterations."
+    "The plan of a power; where it does not converge, as it is after two thousand iterations."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        plan = sinkhorn(logits, power, given='logits', max_iter=5001)
+        plan = sinkhorn(logits, power, given='logits', max_iter=2001)
     return plan, plan_matrix(logits, plan, power, 'logits')
 
 def facts(
@@ -160,7 +160,7 @@ class TransportLab:
         centres = np.array([[0, 0], [4, 0], [2, 3.4], [6, 3.4], [4, 6.8]])
         of = np.sort(rng.choice(5, n, p=[.4, .25, .2, .1, .05]))
         points = centres[of] + rng.normal(size=(n, 2))
-        return cls(-((points[:, None] - centres) ** 2).sum(2) / 4, points, **{'title': f'{n} points of five groups', **options})
+        return cls(-((points[:, None] - centres) ** 2).sum(2) / 16, points, **{'title': f'{n} points of five groups', **options})
 
     @classmethod
     def of_run(cls,

@@ -301,7 +301,7 @@ def on_rank(rank, port, out, world):
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
     if world > 1: torch.distributed.init_process_group('gloo', rank=rank, world_size=world, timeout=timedelta(seconds=60))
-    model = SeLa(n_clusters=5, hc=3, epochs=4, nopts=5, batch_size=20, arch='mlp(width=32)', augs='spiral(noise=0)', lr=.05)
+    model = SeLa(n_clusters=5, hc=3, epochs=4, nopts=5, batch_size=20, arch='mlp(width=32)', augs='spiral(noise=0)', lr=.05, lamb=5)
     model.begin(still()).train()
     labels = model.trainer_.stages[0].self_labels
     torch.save(dict(losses=[r['loss'] for r in model.trainer_.history], labels=labels.labels), f'{out}/{world}_{rank}.pt')

@@ -98,8 +98,28 @@ def nmc_study(record):
     return '\n\n'.join([*out, made(record)])
 
 
+def sela(record):
+    "The seeds, their nearest neighbours before and after training."
+    runs, several = record['rows'], len(record['rows']) > 1
+    def line(name, key, form='{:.3f}', beside=''): return [name, *(form.format(r[key]) for r in runs), *[f'**{spread(runs, key, form).replace(" ±", "** ±")}'] * several, beside]
+    def pixels(key): return f'{record["kmeans_pixels"][key]:.3f}'
+    rows = [line('nearest neighbours, untrained', 'knn_untrained'), line('nearest neighbours', 'knn'), *(line(k.upper(), k, beside=pixels(k)) for k in ('acc', 'nmi', 'ari')), line('purity', 'purity'), line('seconds, whole notebook', 'seconds', '{:.0f}')]
+    return f'{table([record["title"], *(f"seed {r["seed"]}" for r in runs), *["mean ± std"] * several, "k-means on pixels"], rows)}\n\n{made(record)}'
+
+
+def sinkhorn(record):
+    "End to end against the original's form, then milliseconds an iteration."
+    rows = [[f'{record["n"]:,} x {r["K"]:,}, {name}', f'{r[f"{key}_s"]:.2f}', f'{r["baseline_s"]:.1f}', f'{r[f"{key}_times_faster"]:.1f}', f'{r[f"{key}_iterations"]:,} of {r["baseline_iterations"]:,}', r[f'{key}_labels_that_differ'], f'{r[f"{key}_memory"]:.2f}']
+            for r in record['rows'] for name, key in (("the original's iterates", 'parity'), ('relax=1.8', 'relaxed'))]
+    floors = '; '.join(f'K = {r["K"]:,}: {r["baseline_ms_an_iteration"]:.1f} ms an iteration of the original, {r["floor_ms"]:.1f} ms to read its matrix twice' for r in record['rows'])
+    growth = [[f'{g["n"]:,} x {g["K"]:,}', g['all_entries_ms'], g['those_that_matter_ms']] for g in record['growth']]
+    return '\n\n'.join([table(['logits of a trained network', 'seconds', 'original, seconds', 'times faster', 'iterations', 'labels that differ', 'memory, of the float32 logits'], rows), floors + '.',
+                        table(['milliseconds an iteration', 'over all entries', 'over those that matter'], growth), f'{made(record)} Logits of a network trained on {record["trained_on"]}.'])
+
+
 # name of the record: how its table is made; the others are seeds of a train notebook
-TABLES = dict(speed=speed, coil_step=coil_step, nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures, nmc_kernels=nmc_kernels, nmc_study=nmc_study)
+TABLES = dict(speed=speed, coil_step=coil_step, nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures, nmc_kernels=nmc_kernels, nmc_study=nmc_study,
+              sela_digits=sela, sela_mnist=sela, sela_cifar10_cpu=sela, sinkhorn=sinkhorn)
 
 
 def fill(match):

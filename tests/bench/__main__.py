@@ -84,6 +84,26 @@ def cifar10(data):
     return trained('CIFAR-10, K = 10, on a CPU', 'cifar10', 'make bench-data DATA=folder', range(1), dataset='folder', data_dir=found(data, 'cifar10'), recipe='cifar10_small')
 
 
+def _neighbours(run, results): return {**{k: results[k] for k in ('purity', 'agreement')}, **json.loads((run / 'knn.json').read_text())}
+
+
+def sela_digits(data): return trained('1,797 digits, 10 heads', 'sela_digits', 'make bench', range(3), 'train_sela', _neighbours, dataset='digits')
+
+
+def sela_mnist(data):
+    return trained('MNIST, 10,000 images, 10 heads', 'sela_mnist', 'make bench-data DATA=folder', range(3), 'train_sela', _neighbours, dataset='npz', data_dir=found(data, 'mnist.npz'), recipe='mnist', limit=10_000)
+
+
+def sela_cifar10(data):
+    return trained('CIFAR-10, 10,000 images, 10 heads', 'sela_cifar10', 'make bench-data DATA=folder', range(1), 'train_sela', _neighbours, dataset='folder', data_dir=found(data, 'cifar10'), recipe='cifar10_small', limit=10_000)
+
+
+def sinkhorn(data):
+    "The iteration against the original's form, and its growth."
+    from . import bench_sinkhorn
+    return dict(**circumstances('make bench' if data is None else 'make bench-data DATA=folder'), **bench_sinkhorn.measure(data))
+
+
 def found(data, name):
     "A file or folder in the folder given with --data."
     if data is None or not (Path(data) / name).exists(): sys.exit(f'bench: no {name} in {data}; give a folder that has it with --data (python -m tests.bench --help)')
@@ -132,6 +152,7 @@ def spiral(data):
 # what it is called: the record, what measures it, and whether it needs data
 BENCHES = dict(speed=('speed', speed, False), coil_step=('coil_step', coil_step, False), digits=('nmce_digits', digits, False), spiral=('nmce_spiral', spiral, False),
                nmc_digits=('nmc_digits', nmc_digits, False), nmc_mixtures=('nmc_mixtures', nmc_mixtures, False), nmc_kernels=('nmc_kernels', nmc_kernels, False), nmc_study=('nmc_study', nmc_study, False),
+               sela_digits=('sela_digits', sela_digits, False), sela_mnist=('sela_mnist', sela_mnist, True), sela_cifar10=('sela_cifar10_cpu', sela_cifar10, True), sinkhorn=('sinkhorn', sinkhorn, False),
                coil20=('nmce_coil20', coil20, True), mnist=('nmce_mnist', mnist, True), cifar10=('nmce_cifar10_cpu', cifar10, True))
 
 
