@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .basics import InputError, one_of, pick_device
 from .batches import rank_and_world
+from .config import convert
 
 # %% ../nbs/core/19f_transport.ipynb #4f3d8dd5
 class HeadLogits:
@@ -28,8 +29,10 @@ class HeadLogits:
         weight: torch.Tensor, # (K, D)
         bias: torch.Tensor | None = None, # (K,)
     ):
-        self.features, self.weight, self.bias = features, weight.detach(), None if bias is None else bias.detach()
+        features, weight, bias = torch.as_tensor(features), torch.as_tensor(weight).detach(), None if bias is None else torch.as_tensor(bias).detach()
+        self.features, self.weight, self.bias = features, weight, bias
         if features.ndim != 2 or weight.ndim != 2 or features.shape[1] != weight.shape[1]: raise InputError(f'features {tuple(features.shape)} and weight {tuple(weight.shape)}; expected (N, D) and (K, D)')
+        if bias is not None and bias.shape != weight.shape[:1]: raise InputError(f'bias has shape {tuple(bias.shape)}, weight {tuple(weight.shape)}; expected (K,) and (K, D)')
 
     @property
     def shape(self) -> tuple: return len(self.features), len(self.weight)
@@ -44,10 +47,11 @@ CHUNK = dict(cpu=2 ** 18, cuda=2 ** 25)     # entries at a time: on a CPU they s
 class _Scores:
     "S, a block of rows at a time."
     def __init__(self, source, power, given, dtype, chunk, device):
-        if isinstance(source, (list, tuple)): source = np.asarray(source)
+        if isinstance(source, (list, tuple)): source = _array(source, given)
         if len(getattr(source, 'shape', ())) != 2 or not source.shape[1]: raise InputError(f'{given} has shape {tuple(getattr(source, "shape", ()))}; expected (N, K)')
-        if not (isinstance(power, (int, float)) and math.isfinite(power) and power > 0): raise InputError(f'power={power!r}; expected a finite number above 0')
-        self.source, self.power, self.given = source, float(power), one_of(given, GIVEN, 'given')
+        power = convert('power', power, float)
+        if not (math.isfinite(power) and power > 0): raise InputError(f'power={power!r}; expected a finite number above 0')
+        self.source, self.power, self.given = source, power, one_of(given, GIVEN, 'given')
         self.dtype = dict(f64=torch.float64, f32=torch.float32)[one_of(dtype, ('f64', 'f32'), 'dtype')]
         (self.n, self.k), first = source.shape, source[:1]
         self.device = pick_device(device) if device else first.device if isinstance(first, torch.Tensor) else torch.device('cpu')
@@ -57,7 +61,11 @@ class _Scores:
 
     def _taken(self, rows): return self.raw(rows).to(self.device, self.dtype)
 
-    def raw(self, rows): return torch.as_tensor(self.source[rows])
+    def raw(self, rows):
+        x = self.source[rows]
+        if not isinstance(x, torch.Tensor): x = torch.from_numpy(_array(x, self.given))
+        if x.is_complex(): raise InputError(f'{self.given} holds {x.dtype}; expected real numbers')
+        return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
     def checked(self, rows):
         "The rows, refused where they are no probabilities or not finite; notes what `block` takes off."
@@ -65,6 +73,7 @@ class _Scores:
         if self.given == 'logits':
             _refuse(rows, ~x.isfinite().all(1), 'is not finite')
             self.offset[rows] = self.power * x.logsumexp(1)
+            _refuse(rows, ~self.block(rows).isfinite().all(1), f'is too large for a power of {self.power:g} in {self.dtype}')
         else:
             _refuse(rows, ~(x >= 0).all(1), 'holds NaN or a negative probability')
             _refuse(rows, x.sum(1) == 0, 'is all zero')
@@ -78,7 +87,7 @@ class _Scores:
 
     def large(self, rows, u, reach): # counts (b,), columns, and S in float64
         "On a CPU, the entries of S + u that are within `reach` of their row's largest; float32 is enough to find them."
-        raw = self.raw(rows)
+        raw = self.raw(rows).cpu()
         x = raw.float()
         x = torch.add(u.float(), x.log() if self.given == 'prob' else x, alpha=self.power)
         kept = (x > x.amax(1, keepdim=True) - reach).numpy()
@@ -88,7 +97,14 @@ class _Scores:
         return counts, (where % self.k).astype('i4'), self.power * values - np.repeat(self.offset[rows].double().numpy(), counts)
 
 def _refuse(rows, bad, why):
-    if bad.any(): raise InputError(f'row {rows.start + int(bad.int().argmax())} of {int(bad.sum())} such rows {why}')
+    if bad.any(): raise InputError(f'row {rows.start + int(bad.int().argmax())} {why}')
+
+def _array(x, name):
+    "Rows as an array that torch can take as it is."
+    try: x = np.asarray(x)
+    except ValueError: raise InputError(f'{name} has rows of several lengths; expected (N, K)') from None
+    if x.dtype.kind not in 'fiub': raise InputError(f'{name} holds {x.dtype}; expected numbers')
+    return np.ascontiguousarray(x) if x.flags.writeable else np.array(x)
 
 # %% ../nbs/core/19f_transport.ipynb #940d9a89
 class _Dense:
@@ -105,8 +121,11 @@ class _Dense:
 
     def first(self):
         "u of a uniform v, by columns."
-        total = torch.full((self.scores.k,), -math.inf, dtype=torch.float64, device=self.scores.device)
-        for rows in self.scores.rows: total = torch.logaddexp(total, self.scores.checked(rows).logsumexp(0).double())
+        total, refused = torch.full((self.scores.k,), -math.inf, dtype=torch.float64, device=self.scores.device), None
+        try:
+            for rows in self.scores.rows: total = torch.logaddexp(total, self.scores.checked(rows).logsumexp(0).double())
+        except InputError as e: refused = e
+        if self.summed(torch.tensor(float(refused is not None), device=total.device)) > 0: raise refused or InputError('another rank refuses its rows')
         return self._columns(total - math.log(self.n))
 
     def _columns(self, total):
@@ -137,14 +156,6 @@ class _Dense:
         total = torch.full_like(u, -math.inf)
         for rows in self.scores.rows: total = torch.logaddexp(total, (self.scores.block(rows) + v[rows, None]).logsumexp(0).double())
         return torch.where(t > 1e-290, u - (self.scores.k * t).log(), self._columns(total))
-
-    def labels(self, u): # (n,) labels, and the sum of -S at them
-        labels, cost = torch.empty(self.scores.n, dtype=torch.int64, device=u.device), torch.zeros((), dtype=torch.float64, device=u.device)
-        for rows in self.scores.rows:
-            S = self.scores.block(rows)
-            labels[rows] = (S + u).argmax(1)
-            cost -= S.gather(1, labels[rows, None]).double().sum()
-        return labels, self.summed(cost)
 
 # %% ../nbs/core/19f_transport.ipynb #fad892f4
 NOTHING = 32. # in units of -ln Q, from the largest entry of a row: what is farther does not count
@@ -239,7 +250,8 @@ class _Solver:
 
     def _speed(self):
         "How far u moved against itself in the last iteration."
-        return math.inf if self.last is None else (self.last.max() - self.last.min()).item()
+        moved = math.inf if self.last is None else (self.last.max() - self.last.min()).item()
+        return moved if math.isfinite(moved) else math.inf
 
 # %% ../nbs/core/19f_transport.ipynb #9dd9bf8e
 @dataclass(frozen=True, eq=False, repr=False)
@@ -295,14 +307,15 @@ def sinkhorn(
     progress: bool = False, # show iterations and error
 ) -> Transport:
     "Labels under which every cluster has about N/K samples, at the least cost."
-    for name, value, good, wanted in (('tol', tol, tol > 0, 'above 0'), ('relax', relax, 1 <= relax < 2, 'in [1, 2)'), ('check_every', check_every, check_every >= 1, 'at least 1'), ('max_iter', max_iter, max_iter >= 1, 'at least 1')):
+    tol, relax, check_every, max_iter, chunk = (convert(n, v, k) for n, v, k in (('tol', tol, float), ('relax', relax, float), ('check_every', check_every, int), ('max_iter', max_iter, int), ('chunk', chunk, int | None)))
+    for name, value, good, wanted in (('tol', tol, tol > 0, 'above 0'), ('relax', relax, 1 <= relax < 2, 'in [1, 2)'), ('check_every', check_every, check_every >= 1, 'at least 1'), ('max_iter', max_iter, max_iter >= 1, 'at least 1'), ('chunk', chunk, chunk is None or chunk >= 1, 'at least 1, or None')):
         if not good: raise InputError(f'{name}={value!r}; expected {wanted}')
     dense = _Dense(_Scores(prob, power, given, dtype, chunk, device), sharded)
     solver = _Solver(dense, active and dense.scores.device.type == 'cpu', relax)
     with torch.no_grad(), _bar(progress) as bar:
         u, log, converged = _solve(solver, tol, one_of(tol_kind, TOLERANCES, 'tol_kind'), check_every, max_iter, bar)
         v, labels, cost = _labelled(dense, u)
-    if not converged: warnings.warn(f'sinkhorn stopped after {max_iter} iterations with an error of {log[-1][1]:.3g} (tol={tol}); raise max_iter or tol, or lower power={power}')
+    if not converged: warnings.warn(f'sinkhorn stopped after {max_iter} iterations with an error ({tol_kind}) of {dict(sum=log[-1][1], mean=log[-1][1] / dense.n, marginal=log[-1][2])[tol_kind]:.3g} (tol={tol}); raise max_iter or tol, or lower power={power}')
     checks, errors, marginal = (np.array(a) for a in zip(*log))
     return Transport(labels.cpu().numpy(), int(checks[-1]) + 1 if converged else max_iter, u.cpu().numpy(), v.cpu().numpy(), checks, errors, marginal, cost / (dense.scores.power * dense.n), converged, solver.full, solver.sets)
 

@@ -101,10 +101,10 @@ def plan_figure(
     figure.add_trace(go.Bar(name='before', x=np.arange(k), y=np.zeros(k), marker=dict(color='#d8d8d8'), hovertemplate='cluster %{x}: %{y} by the argmax of p<extra></extra>'), 1, 1)
     figure.add_trace(go.Bar(name='sizes', x=np.arange(k), y=np.zeros(k), marker=coloured(k), width=.5, hovertemplate='cluster %{x}: %{y} by the plan<extra></extra>'), 1, 1)
     figure.add_trace(_heat_trace(go, names, k), 2, 1)
-    figure.update_layout(plotly_layout('', 560, barmode='overlay', showlegend=False, width=460, margin=dict(l=60, r=20, t=20, b=45)))
+    figure.update_layout(plotly_layout('grey: sizes by the argmax of p; dashed: N/K', 580, barmode='overlay', showlegend=False, width=460, margin=dict(l=60, r=20, t=40, b=45)))
     figure.add_hline(len(names) / k, row=1, col=1, line=dict(color='#333333', width=1, dash='dash'))
     figure.update_yaxes(title='samples', gridcolor='#e8e8e8', row=1)
-    figure.update_yaxes(title=f'{len(names):,} samples', autorange='reversed', showticklabels=False, row=2)
+    figure.update_yaxes(title=f'{len(names):,} samples', autorange='reversed', showticklabels=False, ticks='', row=2)
     return figure.update_xaxes(title='cluster', row=2, **dict(dtick=1) if k <= 20 else {})
 
 def places_figure(
@@ -114,7 +114,7 @@ def places_figure(
     "The samples in the plane, without colours as yet."
     go = graph_objects()
     trace = go.Scatter(name='samples', x=where[:, 0], y=where[:, 1], mode='markers', marker=coloured(len(where), size=10, line=dict(width=1, color='white')), text=names, hovertemplate='%{text}<extra></extra>')
-    return go.Figure(trace, plotly_layout('the samples, by the label of the plan', 420, width=400, showlegend=False, xaxis=dict(showticklabels=False), yaxis=dict(showticklabels=False, scaleanchor='x'), margin=dict(l=20, r=20, b=20)))
+    return go.Figure(trace, plotly_layout('the samples, by the label of the plan', 420, width=400, showlegend=False, xaxis=dict(showticklabels=False, ticks=''), yaxis=dict(showticklabels=False, ticks='', scaleanchor='x'), margin=dict(l=20, r=20, b=20)))
 
 # %% ../nbs/core/34a_transport_lab.ipynb #34aa000e
 class TransportLab:

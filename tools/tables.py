@@ -101,10 +101,11 @@ def nmc_study(record):
 def sela(record):
     "The seeds, their nearest neighbours before and after training."
     runs, several = record['rows'], len(record['rows']) > 1
-    def line(name, key, form='{:.3f}', beside=''): return [name, *(form.format(r[key]) for r in runs), *[f'**{spread(runs, key, form).replace(" ±", "** ±")}'] * several, beside]
+    seeds = [f'seed {r["seed"]}' for r in runs]
+    def line(name, key, form='{:.3f}', beside=''): return [name, *(form.format(r[key]) for r in runs), *['**' + spread(runs, key, form).replace(' ±', '** ±')] * several, beside]
     def pixels(key): return f'{record["kmeans_pixels"][key]:.3f}'
     rows = [line('nearest neighbours, untrained', 'knn_untrained'), line('nearest neighbours', 'knn'), *(line(k.upper(), k, beside=pixels(k)) for k in ('acc', 'nmi', 'ari')), line('purity', 'purity'), line('seconds, whole notebook', 'seconds', '{:.0f}')]
-    return f'{table([record["title"], *(f"seed {r["seed"]}" for r in runs), *["mean ± std"] * several, "k-means on pixels"], rows)}\n\n{made(record)}'
+    return f'{table([record["title"], *seeds, *["mean ± std"] * several, "k-means on pixels"], rows)}\n\n{made(record)}'
 
 
 def sinkhorn(record):

@@ -244,7 +244,7 @@ class SeLa(Method, SeLaConfig):
 
     def _take_more(self, more): self.head_, self.self_labels_ = more['head'], more['self_labels'].numpy()
 
-def _views(augs): return preset(f'sela(level={augs})' if isinstance(augs, int) else augs)
+def _views(augs): return preset(f'sela(level={augs})' if str(augs).isdigit() else augs)
 
 def _trunk(config, channels):
     "The backbone of `arch` and `archspec`."
@@ -252,5 +252,5 @@ def _trunk(config, channels):
     if config.archspec is not None:
         name = config.arch.partition('(')[0]
         if name not in ('alexnet', 'resnetv2'): raise InputError(f'archspec={config.archspec!r} with arch={config.arch!r}; only alexnet (big, small) and resnetv2 (a factor of its width) have one')
-        options = dict(width=config.archspec) if name == 'alexnet' else dict(expansion=config.archspec)
+        options = dict(width=config.archspec) if name == 'alexnet' else dict(expansion=int(config.archspec) if str(config.archspec).isdigit() else config.archspec)
     return backbone(config.arch, channels, **options)

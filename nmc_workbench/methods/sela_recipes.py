@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'SeLaConfig', 'learning_rate', 'weight_decay', 'label_times', 'label_steps', 'balanced_labels', 'recipe']
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #5231e24b
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #1d425ccb
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,24 +16,24 @@ from ..config import param
 from ..optim import warmup_cosine
 from .base import RunConfig
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #a5cfe322
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #e174168b
 @dataclass(kw_only=True, eq=False, repr=False)
 class SeLaConfig(RunConfig):
     "Parameters of SeLa."
     ncl: int | None = param(None, low=2) # clusters of every head; another name of n_clusters
     hc: int | None = param(None, low=1) # heads, each a linear classifier with labels of its own
     arch: str | None = param(None) # network, one of nets.names(), options may follow in brackets
-    archspec: int | str | None = param(None) # of alexnet: big or small; of resnetv2: a factor of its width
+    archspec: str | int | None = param(None) # of alexnet: big or small; of resnetv2: a factor of its width
     start_from: str | None = param(None) # weights to start from: a run of SeLa, or a checkpoint of the original code
-    augs: int | str | None = param(None) # how training views are drawn: a level 0 to 3 of the original, or one of augment.presets()
-    paugs: int | str | None = param(None) # the same for the pass that updates the labels; None: as augs
+    augs: str | int | None = param(None) # how training views are drawn: a level 0 to 3 of the original, or one of augment.presets()
+    paugs: str | int | None = param(None) # the same for the pass that updates the labels; None: as augs
     label_mode: str | None = param(None, choices=('train', 'eval')) # batch norm and dropout in that pass: train (batch statistics, which it also updates, as the original does) or eval
     label_heads: str | None = param(None, choices=('all', 'one')) # heads whose labels an update makes anew: all, or one in turn, epoch by epoch
     nopts: int | None = param(None, low=1) # label updates
     times: str | None = param(None, choices=('quadratic', 'linear')) # how they are spaced: quadratic is dense at first
     lamb: float | None = param(None, above=0) # power of the probabilities in the transport
     tol: float | None = param(None, above=0) # error at which Sinkhorn's iteration stops
-    relax: float = param(1., low=1, below=2) # its over-relaxation; 1: the original's iterates
+    relax: float | None = param(None, low=1, below=2) # its over-relaxation; 1: the original's iterates
     dtype: str | None = param(None, choices=('f64', 'f32')) # of its arithmetic
     lr: float | None = param(None, above=0) # learning rate
     schedule: str | None = param(None, choices=('steps', 'cifar', 'cosine', 'constant')) # steps: a tenth every lrdrop epochs, a thousandth from epoch 350; cifar: tenths at 0.6 and 0.8 of the epochs; cosine, constant
@@ -45,7 +45,7 @@ class SeLaConfig(RunConfig):
     log_intv: int = param(0, low=0) # epochs between pictures of the first layer's filters; 0: none
     log_iter: int = param(0, low=0) # steps between the losses in the log; 0: their mean over an epoch alone
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #19e6ea2c
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #d98cb933
 def learning_rate(
     epoch: int, # 0 ... epochs - 1
     epochs: int, # length of the run
@@ -66,7 +66,7 @@ def weight_decay(
     "The weight decay that `wd` stands for."
     return 10. ** wd if wd < 0 else wd
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #d70ae7ec
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #f4db30d6
 def label_times(
     n: int, # samples
     epochs: int, # of the run
@@ -90,7 +90,7 @@ def label_steps(
         if due < len(times) and g * batch_size >= times[due]: steps.append(g); due += 1
     return steps
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #9eb06146
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #197c9e73
 def balanced_labels(
     n: int, # samples
     n_clusters: int, # K
@@ -101,20 +101,20 @@ def balanced_labels(
     even = torch.arange(n) % n_clusters
     return torch.stack([even[torch.randperm(n, generator=generator(seed, 'labels', h))] for h in range(n_heads)])
 
-# %% ../../nbs/methods/23a_sela_recipes.ipynb #670e8090
+# %% ../../nbs/methods/23a_sela_recipes.ipynb #d6b494c2
 _IMAGENET = dict(
-    n_clusters=3000, hc=10, arch='alexnet', augs=3, label_mode='train', label_heads='all', nopts=100, times='quadratic', lamb=25., tol=.1, dtype='f64',
+    n_clusters=3000, hc=10, arch='alexnet', augs=3, label_mode='train', label_heads='all', nopts=100, times='quadratic', lamb=25., tol=.1, relax=1., dtype='f64',
     epochs=400, batch_size=256, lr=.08, schedule='steps', lrdrop=150, momentum=.9, wd=-5., checkpoint_every=1)
 
 _CIFAR10 = _IMAGENET | dict(
     n_clusters=128, augs='sela_cifar', label_heads='one', nopts=400, times='linear', lamb=10., tol=.01, batch_size=128, lr=.03, schedule='cifar', wd=5e-4, checkpoint_every=10)
 
 _SMALL = _IMAGENET | dict(
-    n_clusters=None, arch='smallconv', augs='digits', batch_size=128, epochs=80, nopts=40, lr=.05, schedule='cosine', wd=5e-4, checkpoint_every=5)
+    n_clusters=None, arch='smallconv(stride=2)', augs='digits', batch_size=64, epochs=200, nopts=50, lamb=10., relax=1.8, lr=.05, schedule='cosine', wd=5e-4, checkpoint_every=10)
 
-_MNIST = _SMALL | dict(arch='smallconv(stride=2)', augs='mnist', epochs=20, nopts=30)
+_MNIST = _SMALL | dict(augs='mnist', epochs=40, nopts=30, checkpoint_every=2)
 
-_CIFAR10_SMALL = _SMALL | dict(n_clusters=128, arch='smallconv(width=24, stride=2, stages=3)', augs='sela_cifar(size=32)', epochs=20, nopts=30)
+_CIFAR10_SMALL = _SMALL | dict(n_clusters=128, arch='smallconv(width=24, stride=2, stages=3)', augs='sela_cifar(size=32)', epochs=30, nopts=20, batch_size=128, checkpoint_every=2)
 
 RECIPES = dict(
     imagenet=_IMAGENET, resnet50=_IMAGENET | dict(arch='resnetv2'), cifar10=_CIFAR10, cifar100=_CIFAR10, cifar10_small=_CIFAR10_SMALL,
