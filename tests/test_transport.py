@@ -322,14 +322,14 @@ def put(x, row, value):
 
 X, P = logits(50, 4), softmax(logits(50, 4))
 BAD = {
-    'power 0': (dict(power=0), r'power=0; expected a finite number above 0'),
+    'power 0': (dict(power=0), r'power=0.0; expected a finite number above 0'),
     'power nan': (dict(power=float('nan')), 'power=nan'),
     'power inf': (dict(power=float('inf')), 'power=inf'),
-    'power text': (dict(power='25'), "power='25'"),
-    'tol': (dict(tol=0), 'tol=0; expected above 0'),
+    'power text': (dict(power='much'), "power='much'"),
+    'tol': (dict(tol=0), 'tol=0.0; expected above 0'),
     'tol nan': (dict(tol=float('nan')), 'tol=nan; expected above 0'),
     'relax low': (dict(relax=.9), r'relax=0.9; expected in \[1, 2\)'),
-    'relax high': (dict(relax=2), r'relax=2; expected in \[1, 2\)'),
+    'relax high': (dict(relax=2), r'relax=2.0; expected in \[1, 2\)'),
     'check_every': (dict(check_every=0), 'check_every=0; expected at least 1'),
     'max_iter': (dict(max_iter=0), 'max_iter=0; expected at least 1'),
     'given': (dict(given='logit'), "unknown given 'logit'.*'logits'"),
@@ -341,12 +341,12 @@ BAD = {
     'no clusters': (dict(prob=P[:, :0]), r'prob has shape \(50, 0\)'),
     'no shape': (dict(prob=None), r'prob has shape \(\)'),
     'no rows': (dict(prob=P[:0]), 'no rows; expected at least one'),
-    'logits for probabilities': (dict(prob=X), r'row \d+ of .* such rows holds NaN or a negative probability'),
-    'nan': (dict(prob=put(P, 31, np.nan)), 'row 31 of 1 such rows holds NaN'),
-    'zero row': (dict(prob=np.vstack([P, 0 * P[:1]])), 'row 50 of 1 such rows is all zero'),
-    'scaled': (dict(prob=2 * P), r'row 0 of \d+ such rows does not sum to one; give softmax outputs'),
-    'nan logit': (dict(prob=put(X, 7, np.nan), given='logits'), 'row 7 of 1 such rows is not finite'),
-    'inf logit': (dict(prob=put(X, 9, -np.inf), given='logits'), 'row 9 of 1 such rows is not finite'),
+    'logits for probabilities': (dict(prob=X), r'row \d+ holds NaN or a negative probability'),
+    'nan': (dict(prob=put(P, 31, np.nan)), 'row 31 holds NaN'),
+    'zero row': (dict(prob=np.vstack([P, 0 * P[:1]])), 'row 50 is all zero'),
+    'scaled': (dict(prob=2 * P), r'row 0 does not sum to one; give softmax outputs'),
+    'nan logit': (dict(prob=put(X, 7, np.nan), given='logits'), 'row 7 is not finite'),
+    'inf logit': (dict(prob=put(X, 9, -np.inf), given='logits'), 'row 9 is not finite'),
     'dead cluster': (dict(prob=np.eye(4)[[0, 1, 3, 0]]), r'cluster 2 has probability 0 for every sample.*give logits'),
 }
 
