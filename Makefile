@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 # Threads that sleep while they wait: on cores shared with other programs, spinning ones made training several times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test fast check export readme lab docs bench bench-data bench-gpu clean
+.PHONY: help demo test fast check export readme lab docs bench bench-data bench-gpu bench-gpu-sela clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,6 +51,9 @@ bench-data: $(VENV)/.ready  ## measure the recipes for two cores on COIL-20, MNI
 # Without .venv it takes the Python at hand, which needs PyTorch and the core's other packages only.
 bench-gpu:  ## measure the CIFAR-10 recipe on a GPU: make bench-gpu DATA=folder; ends by itself after ten minutes, the same command goes on
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.bench.gpu $(if $(DATA),--dataset folder --data "$(DATA)") $(ARGS)
+
+bench-gpu-sela:  ## the same for SeLa: Sinkhorn for ten heads, and nearest neighbours of the CIFAR recipe
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.bench.sela_gpu $(if $(DATA),--dataset folder --data "$(DATA)") $(ARGS)
 
 clean:  ## remove what was built; keeps runs/ and data/
 	rm -rf $(VENV) _docs build *.egg-info .pytest_cache .ruff_cache .jupyter_cache
