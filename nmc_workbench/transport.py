@@ -43,7 +43,7 @@ class HeadLogits:
 
 # %% ../nbs/core/19f_transport.ipynb #ea3d60ad
 GIVEN, DTYPES = ('prob', 'logits'), dict(f64=torch.float64, f32=torch.float32)
-CHUNK = dict(cpu=2 ** 18, cuda=2 ** 25)     # entries at a time: on a CPU they stay in the cache from the first operation on them to the last
+CHUNK = dict(cpu=2 ** 17, cuda=2 ** 25)     # entries at a time: on a CPU they stay in the cache from the first operation on them to the last
 
 class _Scores:
     "S, a block of rows at a time."
@@ -83,16 +83,18 @@ class _Scores:
         if self.given == 'prob': return x.log().mul_(self.power)
         return torch.sub(self.power * x, self.offset[rows, None])
 
-    def large(self, rows, u, reach): # counts (b,), columns, and S in float64
+    def large(self, rows, u, reach): # counts (b,), columns and exp(S + u - top) of so many entries, top (b,)
         "On a CPU, the entries of S + u that are within `reach` of their row's largest; float32 is enough to find them."
         raw = self.raw(rows).cpu()
         x = raw.float()
         x = torch.add(u.float(), x.log() if self.given == 'prob' else x, alpha=self.power)
         kept = (x > x.amax(1, keepdim=True) - reach).numpy()
         where, counts = np.flatnonzero(kept), kept.sum(1)
-        values = raw.numpy().reshape(-1)[where].astype('f8')
-        if self.given == 'prob': return counts, (where % self.k).astype('i4'), self.power * np.log(values)
-        return counts, (where % self.k).astype('i4'), self.power * values - np.repeat(self.offset[rows].double().numpy(), counts)
+        columns, values = (where % self.k).astype('i4'), raw.numpy().reshape(-1)[where].astype('f8')
+        values = self.power * (np.log(values) if self.given == 'prob' else values) + u.numpy()[columns]
+        top = np.maximum.reduceat(values, np.concatenate([[0], counts.cumsum()[:-1]]))
+        values = np.exp(values - np.repeat(top, counts))
+        return counts, columns, values, top - self.offset[rows].double().numpy()
 
 def _refuse(rows, bad, why):
     if bad.any(): raise InputError(f'row {rows.start + int(bad.int().argmax())} {why}')
@@ -161,32 +163,26 @@ DRIFT = 8., 40. # least and largest d
 AHEAD = 30 # iterations at the present speed that a set shall last
 DENSEST = 1 / 20 # share of entries above which the set does not pay, and would need memory
 
-def _joined(parts):
-    "One array of a list of arrays, which is emptied."
-    whole = np.concatenate(parts)
-    parts.clear()
-    return whole
-
 class _Active:
     "Passes over the entries that matter."
-    def __init__(self, counts, columns, values, u, n_total, k, drift):
+    def __init__(self, counts, columns, values, top, u, n_total, k, drift):
         starts = np.concatenate([[0], counts.cumsum()]).astype(np.int32)
-        self.u, self.n, self.drift = u.numpy().copy(), n_total, drift
-        values += self.u[columns]
-        self.top = np.maximum.reduceat(values, starts[:-1])
-        values -= np.repeat(self.top, counts)
-        self.matrix = csr_array((np.exp(values, out=values), columns, starts), shape=(len(counts), k))
+        self.u, self.top, self.n, self.drift = u.numpy().copy(), top, n_total, drift
+        self.matrix = csr_array((values, columns, starts), shape=(len(counts), k))
         self.back = self.matrix.T
 
     @classmethod
     def of(cls, scores, u, n_total, drift):
         "The set for u; `None` where it would be too large."
-        lists, kept = ([], [], []), 0
+        most, end = int(DENSEST * scores.n * scores.k) + 2 ** 16, 0
+        counts, top = np.empty(scores.n, int), np.empty(scores.n)
+        columns, values = np.empty(most, 'i4'), np.empty(most)         # pages that are never written take no memory
         for rows in scores.rows:
-            for part, found in zip(lists, scores.large(rows, u, NOTHING + drift)): part.append(found)
-            kept += len(lists[1][-1])
-            if kept > DENSEST * rows.stop * scores.k + 2 ** 16: return None
-        return cls(*(_joined(p) for p in lists), u, n_total, scores.k, drift) if kept else None
+            counts[rows], here, there, top[rows] = scores.large(rows, u, NOTHING + drift)
+            start, end = end, end + len(here)
+            if end > min(most, DENSEST * rows.stop * scores.k + 2 ** 16): return None
+            columns[start:end], values[start:end] = here, there
+        return cls(counts, columns[:end], values[:end], top, u, n_total, scores.k, drift) if end else None
 
     def holds(self, u):
         "Whether u is near enough to the one the set was made with."
