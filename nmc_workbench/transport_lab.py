@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .basics import InputError, generator
+from .config import convert
 from .features import extract, open_run
 from .live import live_figure
 from .merging import N_COLOURS
@@ -187,8 +188,9 @@ class TransportLab:
 
     @power.setter
     def power(self, power):
+        power = convert('power', power, float)
         self.plan, self.matrix = solved(self.logits, power)
-        self._power = float(power)
+        self._power = power
         self._quiet = True
         try: self.slider.value = min(max(self._power, POWERS[0]), POWERS[1])
         finally: self._quiet = False
