@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['coding_rate', 'coding_rate_reduction', 'max_coding_rate', 'optimal_reduction', 'view_similarity', 'average_views',
-           'gumbel_softmax', 'marginal_entropy', 'nt_xent']
+           'gumbel_softmax', 'marginal_entropy', 'nt_xent', 'heads_cross_entropy']
 
 # %% ../nbs/core/07_losses.ipynb #21231e87
 import math
@@ -272,3 +272,12 @@ def _other_views(n_views, batch, device):
     view, other = torch.arange(n_views, device=device), torch.arange(n_views - 1, device=device)
     other = other + (other >= view[:, None])
     return (other[:, None] * batch + torch.arange(batch, device=device)[:, None]).flatten(0, 1)
+
+# %% ../nbs/core/07_losses.ipynb #fb0a8467
+def heads_cross_entropy(
+    logits: torch.Tensor, # (H, B, K)
+    labels: torch.Tensor, # (H, B) int64
+) -> torch.Tensor: # scalar, nats
+    "Cross-entropy, the mean over heads and samples; half precision is taken to single first."
+    x = logits.flatten(0, 1)
+    return F.cross_entropy(x if x.dtype == torch.float64 else x.float(), labels.flatten())

@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock
 
 from .basics import InputError, one_of
 from .config import named
-from .imagenet_nets import AlexNet, ResNetV1, ResNetV2
+from .imagenet_nets import AlexNet, ResNetV1, ResNetV2, initialise
 
 # %% ../nbs/core/06_nets.ipynb #5112a163
 class ResNet(nn.Module):
@@ -224,6 +224,7 @@ class HeadsNet(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList(nn.Linear(feature_dim, n_clusters) for _ in range(n_heads))
+        if isinstance(backbone, AlexNet): self.heads.apply(initialise)      # as its own linear layers
 
     def logits(self, features: torch.Tensor) -> torch.Tensor: # (B, F) -> (H, B, K)
         "Of every head."

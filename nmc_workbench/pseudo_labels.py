@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from .augment import Augment, PointNoise, preset
 from .basics import InputError, generator, pick_device, write_file
-from .batches import Batches, from_main, rank_and_world
+from .batches import Batches, rank_and_world, run_on_main
 from .images import Images
+from .losses import heads_cross_entropy
 from .nets import HeadsNet, backbone as make_backbone, check_input, initialised
+from .optim import stepped_rate
 from .readers import as_images
-from .runs import Run, provenance
 from .training import Stage, Trainer
 
 # %% ../nbs/core/20a_pseudo_labels.ipynb #848b49ee
@@ -101,7 +101,7 @@ def _shown(row): return repr(','.join(row)[:60])
 class LabelTraining(Stage):
     "SGD on the mean of the heads' cross-entropies with fixed labels."
     name = 'labels'
-    drops = .6, .8       # shares of the epochs after which the learning rate falls to a tenth
+    drops, of = (6, 8), 10       # shares of the epochs after which the learning rate falls to a tenth
 
     def __init__(
         self,
@@ -123,13 +123,13 @@ class LabelTraining(Stage):
     def before_epoch(self, epoch: int):
         "Set this epoch's learning rate."
         super().before_epoch(epoch)
-        for group in self.optimisers['sgd'].param_groups: group['lr'] = self.lr * .1 ** sum(epoch >= d * self.epochs for d in self.drops)
+        for group in self.optimisers['sgd'].param_groups: group['lr'] = stepped_rate(epoch, self.epochs, self.lr, self.drops, self.of)
 
     def step(self, index: torch.Tensor, views: torch.Tensor) -> tuple:
         "Loss and accuracy of a batch, over all heads and views."
         logits = self.network(views.flatten(0, 1))                                                         # (H, V B, K)
         targets = self.labels[:, index].to(logits.device, non_blocking=True).repeat(1, len(views))         # (H, V B)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = heads_cross_entropy(logits, targets)
         return loss, dict(accuracy=(logits.detach().argmax(2) == targets).float().mean())
 
 # %% ../nbs/core/20a_pseudo_labels.ipynb #c0cf45f6
@@ -162,7 +162,7 @@ def train_on_labels(
     _try(network, batches)
     config = dict(method='labels', dataset=images.name, backbone=backbone, n_clusters=n_clusters, epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay,
                   augment=repr(batches.augment), labels=hashlib.sha256(labels.tobytes()).hexdigest(), seed=seed)
-    run = _open_run(run_dir, config, images, device, resume)
+    run = run_on_main(run_dir, config, images, device, resume)
     stage = LabelTraining(network, epochs, torch.from_numpy(labels), lr, momentum, weight_decay, seed)
     trainer = Trainer([stage], batches, run, checkpoint_every=checkpoint_every, resume=resume)
     _finish(run, trainer.train())
@@ -192,16 +192,6 @@ def _try(network, batches):
     "Refuse images that the augmentation or the network cannot take, before a folder is made."
     pixels = batches.images.take(torch.arange(1, device=batches.device))
     check_input(network, batches.augment(pixels, generator(0, device=batches.device)).shape)
-
-def _open_run(run_dir, config, images, device, resume):
-    "The run, on rank 0 alone."
-    opened = []
-    def open_it():
-        data = images.fingerprint()
-        opened.append(Run(run_dir, {**config, 'data': data}, resume))
-        opened[0].save_provenance(provenance(device, config['seed'], data))
-    if run_dir is not None: from_main(open_it)
-    return opened[0] if opened else None
 
 def _finish(run, rows):
     if run: run.finish({k: rows[-1][k] for k in ('loss', 'accuracy')})

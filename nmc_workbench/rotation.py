@@ -16,9 +16,11 @@ from .augment import Augment, preset
 from .basics import InputError, generator, pick_device, seed_of
 from .batches import Batches, rank_and_world
 from .images import Images
+from .losses import heads_cross_entropy
 from .imagenet_nets import AlexNet, initialise
 from .nets import HeadsNet, backbone, check_input, initialised
-from .probes import fit_stage, stepped_rate
+from .optim import stepped_rate
+from .probes import fit_stage
 from .training import Stage
 
 # %% ../nbs/core/16d_rotation.ipynb #16d00004
@@ -44,7 +46,7 @@ class RotationNet(HeadsNet):
     ):
         super().__init__(backbone, feature_dim, n_clusters, n_heads)
         self.rotation = nn.Linear(feature_dim, 4)
-        if isinstance(backbone, AlexNet): self.heads.apply(initialise), initialise(self.rotation)
+        if isinstance(backbone, AlexNet): initialise(self.rotation)
 
     def directions(self, x: torch.Tensor) -> torch.Tensor: # (B, 4)
         "Logits of the four directions."
@@ -77,8 +79,7 @@ class RotationStage(Stage):
         loss = F.cross_entropy(logits, y)
         log = dict(rotation_loss=loss.detach(), rotation_accuracy=(logits.detach().argmax(1) == y).float().mean())
         if self.labels is None: return loss, log
-        found = self.network.logits(features[:len(index)]).float()             # (H, B, K)
-        own = F.cross_entropy(found.flatten(0, 1), self.labels[:, index.to(self.labels.device)].flatten())
+        own = heads_cross_entropy(self.network.logits(features[:len(index)]), self.labels[:, index.to(self.labels.device)])
         return loss + own, dict(label_loss=own.detach(), **log)
 
     def finish(self): self.network.eval()

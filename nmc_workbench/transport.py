@@ -71,15 +71,17 @@ class _Scores:
         if self.given == 'logits':
             _refuse(rows, ~x.isfinite().all(1), 'is not finite')
             self.offset[rows] = self.power * x.logsumexp(1)
-            _refuse(rows, ~self.block(rows).isfinite().all(1), f'is too large for a power of {self.power:g} in {self.dtype}')
-        else:
-            _refuse(rows, ~(x >= 0).all(1), 'holds NaN or a negative probability')
-            _refuse(rows, x.sum(1) == 0, 'is all zero')
-            _refuse(rows, (x.sum(1) - 1).abs() > 1e-3, 'does not sum to one; give softmax outputs, or logits with given="logits"')
-        return self.block(rows)
+            S = self._scaled(x, rows)
+            _refuse(rows, ~S.isfinite().all(1), f'is too large for a power of {self.power:g} in {self.dtype}')
+            return S
+        _refuse(rows, ~(x >= 0).all(1), 'holds NaN or a negative probability')
+        _refuse(rows, x.sum(1) == 0, 'is all zero')
+        _refuse(rows, (x.sum(1) - 1).abs() > 1e-3, 'does not sum to one; give softmax outputs, or logits with given="logits"')
+        return self._scaled(x, rows)
 
-    def block(self, rows): # (b, K)
-        x = self._taken(rows)
+    def block(self, rows): return self._scaled(self._taken(rows), rows)         # (b, K)
+
+    def _scaled(self, x, rows):
         if self.given == 'prob': return x.log().mul_(self.power)
         return torch.sub(self.power * x, self.offset[rows, None])
 

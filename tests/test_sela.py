@@ -3,10 +3,8 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,7 @@ from nmc_workbench.methods.sela_weights import as_original
 from nmc_workbench.nets import HeadsNet, backbone
 from nmc_workbench.readers import as_images
 from nmc_workbench.runs import load_checkpoint, read_metrics
+from tests.ranks import member, together
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get('NMC_GOLDEN_SELA', Path(__file__).parent / 'golden' / 'sela'))
@@ -287,24 +286,19 @@ def still():
     return centres[torch.arange(130) % 5] + torch.randn(130, 2, generator=g)
 
 
-def on_rank(rank, port, out, world):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    if world > 1: torch.distributed.init_process_group('gloo', rank=rank, world_size=world, timeout=timedelta(seconds=60))
+def on_rank(rank, port, out):
+    with member(rank, port): torch.save(learned(), f'{out}/rank{rank}.pt')
+
+
+def learned():
+    "Losses and labels."
     model = SeLa(n_clusters=5, hc=3, epochs=4, nopts=5, batch_size=20, arch='mlp(width=32)', augs='spiral(noise=0)', lr=.05, lamb=5)
     model.begin(still()).train()
-    labels = model.trainer_.stages[0].self_labels
-    torch.save(dict(losses=[r['loss'] for r in model.trainer_.history], labels=labels.labels), f'{out}/{world}_{rank}.pt')
-    if world > 1: torch.distributed.destroy_process_group()
+    return dict(losses=[r['loss'] for r in model.trainer_.history], labels=model.trainer_.stages[0].self_labels.labels)
 
 
 def test_two_ranks_make_the_labels_of_one(tmp_path):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (port, str(tmp_path), 2), nprocs=2)
-    torch.multiprocessing.spawn(on_rank, (port, str(tmp_path), 1), nprocs=1)
-    one, *two = (torch.load(tmp_path / f'{n}.pt') for n in ('1_0', '2_0', '2_1'))
+    one, two = learned(), together(on_rank, tmp_path)
     for other in two:
         assert one['labels'].equal(other['labels'])
         np.testing.assert_allclose(one['losses'], other['losses'], rtol=1e-6)

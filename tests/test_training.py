@@ -1,11 +1,8 @@
 """The loop: order, log, checkpoints, time, compilation, a loss that is not a number, and two processes."""
 import json
-import os
 import shutil
-import socket
 import time
 import warnings
-from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +21,7 @@ from nmc_workbench.methods.nmce_recipes import recipe
 from nmc_workbench.nets import SubspaceNet, backbone, initialised
 from nmc_workbench.runs import Run, load_checkpoint, read_metrics
 from nmc_workbench.training import PARTS, Precision, Stage, Stopwatch, Trainer, budget_line, compiled, keep_memory, progress, time_budget
+from tests.ranks import member, together
 
 
 class Agree(Stage):
@@ -558,9 +556,10 @@ def message_of(f):
 
 
 def on_rank(rank, port, out):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2, timeout=timedelta(seconds=60))     # ranks that wait for each other fail
+    with member(rank, port): _on_rank(rank, out)
+
+
+def _on_rank(rank, out):
     answer = dict(mean=mean_over_ranks(torch.tensor([float(rank)])).item(), main=from_main(lambda: f'from {rank}'))
     trainer = nmce_trainer(f'{out}/points')
     answer |= dict(history=trainer.train(), points=trainer.network.state_dict())
@@ -572,17 +571,12 @@ def on_rank(rank, port, out):
         with open(f'{out}/first/checkpoint.pt', 'wb') as f: f.write(b'half')
     answer['truncated'] = message_of(lambda: fit(f'{out}/first', resume=True))
     torch.save(answer, f'{out}/rank{rank}.pt')
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp('ranks')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (port, str(out)), nprocs=2)
-    return [torch.load(out / f'rank{r}.pt', weights_only=False) for r in range(2)], out
+    return together(on_rank, out), out
 
 
 def alike(a, b): return a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)

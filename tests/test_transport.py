@@ -2,9 +2,7 @@
 
 The folder of results can be replaced with NMC_GOLDEN_SELA: sizes and powers are read from the files."""
 import os
-import socket
 import warnings
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from nmc_workbench.basics import InputError
 from nmc_workbench.transport import HeadLogits, _Scores, sinkhorn
+from tests.ranks import member, together
 
 GOLDEN = Path(os.environ.get('NMC_GOLDEN_SELA', Path(__file__).parent / 'golden' / 'sela'))
 MAIN, CIFAR = (sorted(GOLDEN.glob(f'sk_{kind}_*.npz')) for kind in ('main', 'cifar'))
@@ -375,10 +374,11 @@ def shards():
 
 
 def on_rank(rank, port, out):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+    with member(rank, port, seconds=30): _on_rank(rank, out)
+
+
+def _on_rank(rank, out):
     warnings.simplefilter('ignore')
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2, timeout=timedelta(seconds=30))     # ranks that wait for each other fail
     answer = {}
     for name, (x, cut, options) in shards().items():
         rows = x[:cut] if rank == 0 else x[cut:]
@@ -386,17 +386,12 @@ def on_rank(rank, port, out):
         answer[name] = {k: getattr(plan, k) for k in ('labels', 'n_iter', 'row_potential', 'col_potential', 'errors', 'marginal_errors', 'cost', 'converged', 'sizes')}
     answer['alone'] = plan_of(shards()['uneven'][0][:50 + rank]).n_iter          # not sharded: a rank for itself
     torch.save(answer, f'{out}/rank{rank}.pt')
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp('ranks')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (port, str(out)), nprocs=2)
-    return [torch.load(out / f'rank{r}.pt', weights_only=False) for r in range(2)]
+    return together(on_rank, out)
 
 
 @pytest.mark.parametrize('name', shards())

@@ -15,14 +15,14 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 
 from ..basics import InputError, generator, pick_device, write_torch
-from ..batches import Batches, from_main, rank_and_world
+from ..batches import Batches, rank_and_world, run_on_main
 from ..config import Config, param
 from ..data import load
 from ..images import Images
 from ..metrics import scores
 from ..nets import check_input
 from ..readers import as_images
-from ..runs import FREE, Run, load_checkpoint, load_state, provenance
+from ..runs import FREE, load_checkpoint, load_state
 from ..training import AMP, Precision, Trainer
 
 # %% ../../nbs/methods/20_base.ipynb #f8eb96db
@@ -193,14 +193,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         return self
 
     def _open_run(self, config, images, device):
-        if config.run_dir is None: return None
-        opened = []
-        def open_it():
-            data = images.fingerprint()
-            opened.append(Run(config.run_dir, {**config.to_dict(), 'method': type(self).__name__, 'data': data}, config.resume))
-            opened[0].save_provenance(provenance(device, config.seed, data))
-        from_main(open_it)
-        return opened[0] if opened else None
+        return run_on_main(config.run_dir, {**config.to_dict(), 'method': type(self).__name__}, images, device, config.resume)
 
     def _plain(self, X):
         if not hasattr(self, 'network_'): raise InputError(f'this {type(self).__name__} is not fitted; call fit or load first')

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from sklearn.metrics import normalized_mutual_info_score
 from torch import nn
 from torchvision.utils import save_image
 
 from ..augment import preset
 from ..basics import InputError, seed_of, write_array
 from ..batches import Batches, from_main, rank_and_world
-from ..imagenet_nets import AlexNet, initialise
 from ..images import decode_threads
+from ..losses import heads_cross_entropy
+from ..metrics import nmi
 from ..nets import HeadsNet, backbone, initialised
 from ..runs import load_checkpoint, load_state
 from ..training import Stage
@@ -73,8 +73,9 @@ class SelfLabels(nn.Module):
         new = torch.zeros_like(self.labels[h])
         new[index] = torch.from_numpy(plan.labels).to(new.device)
         if world > 1: dist.all_reduce(new)              # each sample is on one rank
+        sizes = new.bincount(minlength=c.n_clusters)
         self.log.append(dict(step=step, head=h, **turnover(self.labels[h], new), iterations=plan.n_iter, error=float(plan.errors[-1]), marginal_error=float(plan.marginal_errors[-1]), cost=plan.cost,
-                             smallest=int(new.bincount(minlength=c.n_clusters).min()), largest=int(new.bincount(minlength=c.n_clusters).max()), seconds=round(time.perf_counter() - start, 4)))
+                             smallest=int(sizes.min()), largest=int(sizes.max()), seconds=round(time.perf_counter() - start, 4)))
         self.labels[h] = new
 
     def take_log(self) -> list[dict]:
@@ -87,7 +88,7 @@ def turnover(
     after: torch.Tensor, # (n,) int64
 ) -> dict: # moved, nmi_last
     "Share of samples whose label changed, and the NMI of the labels with those before."
-    return dict(moved=float((before != after).float().mean()), nmi_last=float(normalized_mutual_info_score(before.cpu(), after.cpu())))
+    return dict(moved=float((before != after).float().mean()), nmi_last=nmi(before, after))
 
 # %% ../../nbs/methods/23d_sela.ipynb #d8a96851
 class SelfLabelling(Stage):
@@ -120,7 +121,7 @@ class SelfLabelling(Stage):
         if self.updated < len(self.steps_due) and self.position >= self.steps_due[self.updated]: self._update()
         self.position += 1
         logits, labels = self.network(views[0]), self.self_labels.labels[:, index]        # (H, B, K), (H, B)
-        loss = F.cross_entropy(logits.flatten(0, 1).float() if logits.dtype == torch.bfloat16 else logits.flatten(0, 1), labels.flatten())
+        loss = heads_cross_entropy(logits, labels)
         if self.config.log_iter: self.recent.append(loss.detach())
         return loss, {}
 
@@ -159,7 +160,7 @@ def agreement(
     some, H = labels[:, ::max(1, labels.shape[1] // at_most)], len(labels)
     table = np.eye(H)
     for i in range(H):
-        for j in range(i): table[i, j] = table[j, i] = normalized_mutual_info_score(some[i], some[j])
+        for j in range(i): table[i, j] = table[j, i] = nmi(some[i], some[j])
     return (table.sum(1) - 1) / max(H - 1, 1)
 
 # %% ../../nbs/methods/23d_sela.ipynb #596373ba
@@ -207,9 +208,7 @@ class SeLa(Method, SeLaConfig):
     def _build(config, shape):
         "The network of a configuration, its weights drawn from the seed."
         def build():
-            network = HeadsNet(*_trunk(config, shape[0]), config.n_clusters, config.hc)
-            if isinstance(network.backbone, AlexNet): network.heads.apply(initialise)
-            return network
+            return HeadsNet(*_trunk(config, shape[0]), config.n_clusters, config.hc)
         network = initialised(build, seed_of(config.seed, 'weights'))
         network.input_shape = shape
         return network
@@ -225,7 +224,7 @@ class SeLa(Method, SeLaConfig):
         self._sweeps.augment = _views(config.paugs or config.augs)
         return batches
 
-    def _stages(self, config): return [SelfLabelling(self.network_, config.epochs, config, self._sweeps, self.run_.folder if self.run_ else Path(config.run_dir) if config.run_dir else None)]
+    def _stages(self, config): return [SelfLabelling(self.network_, config.epochs, config, self._sweeps, Path(config.run_dir) if config.run_dir else None)]
 
     def finish(self, **more):
         "As `Method.finish`, after the choice of a head."
