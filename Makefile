@@ -46,7 +46,7 @@ bench: $(VENV)/.ready  ## measure every figure the pages quote (about two hours)
 	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh speed coil_step digits spiral nmc_digits nmc_mixtures nmc_kernels nmc_study sela_digits sinkhorn
 
 bench-data: $(VENV)/.ready  ## measure the recipes for two cores on COIL-20, MNIST and CIFAR-10: make bench-data DATA=folder (about an hour)
-	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh coil20 mnist cifar10 nmc_study sela_mnist sela_cifar10 sinkhorn --data "$(DATA)"
+	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh coil20 mnist cifar10 nmc_study_mnist nmc_study_coil20 sela_mnist sela_cifar10 sinkhorn --data "$(DATA)"
 
 # Without .venv it takes the Python at hand, which needs PyTorch and the core's other packages only.
 bench-gpu:  ## measure the CIFAR-10 recipe on a GPU: make bench-gpu DATA=folder; ends by itself after ten minutes, the same command goes on

@@ -81,7 +81,7 @@ class _Live:
     def __init__(self, figure, config=None):
         super().__init__()
         self.figure, self.config, self._on_click, self._on_shape = figure, {'displaylogo': False, **(config or {})}, [], []
-        self._index = {t.name: i for i, t in enumerate(figure.data)}
+        self._index = _index_of(figure)
         self.on_msg(lambda widget, content, buffers: self.answer(content))
 
     def trace(self, name: str):
@@ -95,8 +95,13 @@ class _Live:
         for k, v in (layout or {}).items(): self.figure.layout[k] = v
         self.send(dict(change=dict(traces={self._index[n]: {k: encoded(v) for k, v in p.items()} for n, p in traces.items()}, layout=layout or {})))
 
+    def replace(self, figure):
+        "Show another figure; each trace with a name of its own."
+        self.figure, self._index = figure, _index_of(figure)
+        self.answer(dict(ask='figure'))
+
     def on_click(self, call):
-        "Have `call(name of the trace, number of the point)` called."
+        "Have `call(name of the trace, number of the point)` called; a cell of a heat map is (row, column)."
         self._on_click.append(call)
 
     def on_shape(self, call):
@@ -112,6 +117,12 @@ class _Live:
             for call in self._on_click: call(self.figure.data[trace].name, point)
         if 'shapes' in content:
             for call in self._on_shape: call(content['shapes'])
+
+def _index_of(figure):
+    "The place of every trace by its name."
+    names = [t.name for t in figure.data]
+    if len(set(names)) < len(names) or None in names: raise InputError(f'the traces are called {names}; expected a name of its own for each')
+    return {name: i for i, name in enumerate(names)}
 
 _KINDS = {'uint8': 'u1', 'float32': 'f4', 'float64': 'f8'}
 
@@ -136,6 +147,4 @@ def live_figure(
 ): # a widget
     "A plotly figure that follows what is set in Python, and answers clicks."
     if graph_objects() is None: raise InputError('plotly is not installed, and live figures need it: pip install "plotly>=7.1,<8" "anywidget<0.12" ipywidgets')
-    names = [t.name for t in figure.data]
-    if len(set(names)) < len(names) or None in names: raise InputError(f'the traces are called {names}; expected a name of its own for each')
     return _live_class()(figure, config)

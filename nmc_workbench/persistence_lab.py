@@ -6,16 +6,14 @@
 __all__ = ['newest_run', 'PersistenceLab']
 
 # %% ../nbs/core/34_persistence_lab.ipynb #34a0a003
-import json, threading
+import threading
 from functools import cached_property
 from html import escape
 from pathlib import Path
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 
 from .basics import InputError
-from .data import load
 from .features import open_run
 from .live import live_figure
 from .merging import N_COLOURS, as_components, cluster_of, component_colours, component_sheet, component_text, members, merging_picture, number, persistence_order, survivors, widest_gap
@@ -24,6 +22,7 @@ from .metrics import accuracy, nmi
 from .persistence import MergeTree, tomato
 from .pictures import Picture, as_finite, as_integers, plotly_text
 from .plots import map2d
+from .run_data import RunData
 from .runs import list_runs
 
 # %% ../nbs/core/34_persistence_lab.ipynb #34a0a00a
@@ -146,49 +145,18 @@ class _Draws:
 # %% ../nbs/core/34_persistence_lab.ipynb #34a0a015
 _SMALL = 20_000     # samples up to which a map that is missing is made by UMAP
 
-def _config_of(folder):
-    path = Path(folder).expanduser() / 'config.json'
-    if not path.is_file(): raise InputError(f'{folder} is not a run folder (config.json is missing); give the run_dir of a finished run')
-    try: return dict(json.loads(path.read_text(encoding='utf-8')))
-    except (ValueError, TypeError): raise InputError(f'{path} is damaged; put a whole copy back') from None
-
-def _array_of(folder, name):
-    "An array of a run, or `None` if the run has none of that name."
-    path = Path(folder).expanduser() / f'{name}.npy'
-    if not path.is_file(): return None
-    try: return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError): raise InputError(f'{path} is damaged; put a whole copy back') from None
-
-def _images_of(config, data_dir):
-    "The images of a run, and a word on why there are none."
-    options = {k: config[k] for k in ('limit', 'size') if config.get(k) is not None}
-    try: images = load(config.get('dataset'), config.get('split', 'train'), data_dir or config.get('data_dir', 'data'), download=False, **options)
-    except InputError as e: return None, f'no images: {e}'
-    return (images, None) if images.fingerprint() == config.get('data') else (None, f'no images: the run was fitted to arrays, or to other data than {config.get("dataset")} gives now')
-
-def _map_of(folder, embedding, method):
+def _map_of(run, method):
     "A map of the embedding, and a word on what it is."
-    n, d = embedding.shape
-    if d == 2: return embedding, 'the embedding'
-    kept = _array_of(folder, 'map2d')
-    if kept is not None and kept.shape == (n, 2): return kept, 'map2d.npy'
-    method = 'pca' if n > _SMALL else method
-    return map2d(embedding, method), method.upper()
+    method = 'pca' if len(run) > _SMALL else method
+    return run.kept_map() or (run.map(method), method.upper())
 
 # %% ../nbs/core/34_persistence_lab.ipynb #34a0a016
-def _tree_of(model, embedding, where):
+def _tree_of(model, run, where):
     "The arguments of a lab that come from a fitted NMC."
-    if len(model.modes_) != len(embedding): raise InputError(f'model.pt has {len(model.modes_)} samples, embeddings.npy {len(embedding)}; they are not of one run')
+    if len(model.modes_) != len(run): raise InputError(f'model.pt has {len(model.modes_)} samples, embeddings.npy {len(run)}; they are not of one run')
     tree, diagram, first = model.tree_, model.diagram_, model.tree_.n_modes
     def name(v): return f'mode {v}' if v < first else 'the pass between modes {} and {}'.format(*tree.edges[v - first])
-    return dict(tree=tree.tree, component=diagram.component, name_of=name, modes=_mapped(diagram.modes, embedding, where), passes=_mapped(diagram.passes, embedding, where))
-
-def _mapped(places, embedding, where):
-    "Places (C, d) of the embedding in the map (C, 2): those of the nearest samples, if the map is not the embedding itself."
-    if where is embedding: return places
-    out, finite = np.full((len(places), 2), np.nan), np.isfinite(places).all(1)
-    if finite.any(): out[finite] = where[NearestNeighbors(n_neighbors=1).fit(embedding).kneighbors(places[finite], return_distance=False)[:, 0]]
-    return out
+    return dict(tree=tree.tree, component=diagram.component, name_of=name, modes=run.nearest_in_map(diagram.modes, where), passes=run.nearest_in_map(diagram.passes, where))
 
 def newest_run(
     root: str | Path = 'runs', # folder that holds run folders, at any depth
@@ -222,6 +190,7 @@ class PersistenceLab(_Looks, _Draws):
         self._colours, self._codes, self._order = component_colours(tree), (persistence_order(tree) % N_COLOURS).astype(np.uint8), np.argsort(persistence_order(tree))[:BARS]
         self._shown = np.linspace(0, len(self.where) - 1, min(len(self.where), MAPPED)).astype(int)
         self.model, self.page, self.selected, self._timer, self._busy, self._quiet = None, 0, None, None, threading.RLock(), False
+        self._on_change = lambda: None
         self._controls()
         self._figures()
         self.tau = widest_gap(tree) if tau is None else tau
@@ -241,7 +210,7 @@ class PersistenceLab(_Looks, _Draws):
 
     @classmethod
     def of_run(cls,
-        folder: str | Path, # of a finished run, of any method
+        folder, # a finished run of any method: its folder, or its `RunData`
         tau: float | None = None, # threshold to begin with; None: the run's if it has one, else in the widest gap
         k: int = 10, # neighbours in the graph; not for NMC, which has its own
         density_k: int | None = None, # neighbours for the density; None: k
@@ -249,15 +218,13 @@ class PersistenceLab(_Looks, _Draws):
         method: str = 'umap', # of the map, where the run has none: 'umap' or 'pca'
     ) -> 'PersistenceLab':
         "A run of NMC with its tree, or any other run with a tree of its embedding's density; `lab.model` is the NMC."
-        config, x = _config_of(folder), _array_of(folder, 'embeddings')
-        if x is None: raise InputError(f'{folder} has no embeddings.npy; run it to its end with resume=True')
-        x, model = as_finite(x, 'embeddings.npy'), open_run(folder, 'cpu') if config.get('method') == 'NMC' else None
-        (where, how), (images, why) = _map_of(folder, x, method), _images_of(config, data_dir)
-        labels = _array_of(folder, 'true_labels') if images is None else images.labels
-        if model is not None: parts = _tree_of(model, x, where)
+        run = folder if isinstance(folder, RunData) else RunData.open(folder, data_dir)
+        x, images, model = run.embedding, run.images, open_run(run.folder, 'cpu') if run.method == 'NMC' else None
+        where, how = _map_of(run, method)
+        if model is not None: parts = _tree_of(model, run, where)
         else: parts = dict(tree=(tree := tomato(x, k, density_k)), component=tree.leaf)
-        lab = cls(**parts, where=where, images=None if images is None or images.is_points else images, class_labels=labels, tau=model.tau_ if model is not None and tau is None else tau,
-                  embedding=x, ids=_array_of(folder, 'ids'), title=f'{config.get("method")}, {config.get("dataset")}, {len(x):,} samples: {how}', notes=[why] if why else [])
+        lab = cls(**parts, where=where, images=None if images is None or images.is_points else images, class_labels=run.class_labels, tau=model.tau_ if model is not None and tau is None else tau,
+                  embedding=x, ids=run.ids, title=f'{run.method}, {run.config.get("dataset")}, {len(x):,} samples: {how}', notes=run.notes)
         lab.model = model
         return lab
 
@@ -311,6 +278,11 @@ class PersistenceLab(_Looks, _Draws):
             finally: self._quiet = False
             self._say()
             self._later()
+            self._on_change()
+
+    def on_change(self, call):
+        "Have `call()` called after the threshold or the selection has changed."
+        self._on_change = call
 
     @property
     def n_clusters(self) -> int:

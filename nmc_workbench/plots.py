@@ -7,7 +7,8 @@ __all__ = ['curves', 'matched_counts', 'confusion_matrix', 'spectra', 'map2d', '
            'cluster_colours', 'gallery', 'nearest_and_farthest', 'views_sheet']
 
 # %% ../nbs/core/30b_plots.ipynb #211b76a6
-import importlib.util, warnings
+import importlib.util, re, warnings
+from contextlib import nullcontext, redirect_stdout
 
 import numpy as np
 import torch
@@ -260,6 +261,7 @@ def map2d(
     z, # (n, d) float
     method: str = 'umap', # 'umap' (PCA where umap-learn is missing or n < 15) or 'pca'
     seed: int = 0, # UMAP's random state
+    progress=None, # called with the share of UMAP's epochs that is done
 ) -> np.ndarray: # (n, 2) float32
     "The embedding in two dimensions."
     z = as_finite(z, 'z')
@@ -267,7 +269,19 @@ def map2d(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         import umap
-        return np.asarray(umap.UMAP(n_neighbors=min(15, len(z) - 1), random_state=seed, n_jobs=1).fit_transform(z), np.float32)
+        told = {} if progress is None else dict(verbose=True, tqdm_kwds=dict(file=_Share(progress), mininterval=.5))
+        with nullcontext() if progress is None else redirect_stdout(None):
+            return np.asarray(umap.UMAP(n_neighbors=min(15, len(z) - 1), random_state=seed, n_jobs=1, **told).fit_transform(z), np.float32)
+
+class _Share:
+    "A file that reads out of a progress bar what share is done."
+    def __init__(self, call): self.call = call
+
+    def write(self, text):
+        found = re.search(r'(\d+)/(\d+)', text)
+        if found: self.call(int(found[1]) / int(found[2]))
+
+    def flush(self): pass
 
 def _map_method(method: str, n: int) -> str:
     "What `map2d` will use."

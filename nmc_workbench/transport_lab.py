@@ -19,8 +19,8 @@ from .features import extract, open_run
 from .live import live_figure
 from .merging import N_COLOURS
 from .merging_figures import coloured
-from .persistence_lab import _config_of, _images_of
 from .pictures import Picture, as_array, as_finite, graph_objects, mpl_text, new_figure, plotly_layout, plotly_text, styled
+from .run_data import config_of, images_of
 from .transport import Transport, sinkhorn
 from .transport_plots import mattering, plan_matrix, plan_order, plan_picture
 
@@ -172,8 +172,8 @@ class TransportLab:
         power: float | None = None, # to begin with; None: the run's, or 25 where it has none
     ) -> 'TransportLab':
         "Some samples of a run; its data have to be at hand."
-        config, model = _config_of(folder), open_run(folder, 'cpu')
-        images, why = _images_of(config, data_dir)
+        config, model = config_of(folder), open_run(folder, 'cpu')
+        images, why = images_of(config, data_dir)
         if images is None: raise InputError(f'{folder}: {why}; the logits are computed from the images')
         index = torch.randperm(len(images), generator=generator(seed, 'transport lab'))[:n].sort().values
         some = images.subset(index)

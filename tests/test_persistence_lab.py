@@ -261,22 +261,22 @@ def test_folders_that_cannot_be_opened(runs, tmp_path):
     folder = runs[0] / 'digits'
     with pytest.raises(InputError, match='is not a run folder'): PersistenceLab.of_run(tmp_path)
     with pytest.raises(InputError, match='has no embeddings.npy; run it to its end'): PersistenceLab.of_run(copied(folder, tmp_path / 'a', 'config.json'))
-    b = copied(folder, tmp_path / 'b', 'config.json', 'embeddings.npy')
+    b = copied(folder, tmp_path / 'b', 'config.json', 'embeddings.npy', 'predictions.npy')
     (b / 'embeddings.npy').write_bytes((b / 'embeddings.npy').read_bytes()[:300])
     with pytest.raises(InputError, match='embeddings.npy is damaged'): PersistenceLab.of_run(b)
     np.save(b / 'embeddings.npy', np.full((200, 3), np.nan))
     with pytest.raises(InputError, match='embeddings.npy holds 600 values that are NaN'): PersistenceLab.of_run(b)
     np.save(b / 'embeddings.npy', np.zeros((30, 3), 'f4') + np.arange(30)[:, None])
-    with pytest.raises(InputError, match='entries; expected 30'): PersistenceLab.of_run(b, method='pca')
+    with pytest.raises(InputError, match=r'has shape \(200,\), embeddings.npy 30 rows'): PersistenceLab.of_run(b, method='pca')
     (b / 'config.json').write_text('{')
     with pytest.raises(InputError, match='config.json is damaged'): PersistenceLab.of_run(b)
-    c = copied(runs[0] / 'hills', tmp_path / 'c', 'config.json', 'model.pt', 'embeddings.npy')
-    np.save(c / 'embeddings.npy', np.load(c / 'embeddings.npy')[:50])
+    c = copied(runs[0] / 'hills', tmp_path / 'c', 'config.json', 'model.pt', 'embeddings.npy', 'predictions.npy')
+    for name in ('embeddings', 'predictions'): np.save(c / f'{name}.npy', np.load(c / f'{name}.npy')[:50])
     with pytest.raises(InputError, match='model.pt has 400 samples, embeddings.npy 50'): PersistenceLab.of_run(c)
 
 
 def test_data_that_are_not_the_runs(runs, tmp_path):
-    d = copied(runs[0] / 'digits', tmp_path / 'd', 'config.json', 'embeddings.npy')
+    d = copied(runs[0] / 'digits', tmp_path / 'd', 'config.json', 'embeddings.npy', 'predictions.npy')
     config = json.loads((d / 'config.json').read_text())
     for change, why in ((dict(limit=150), 'no images: the run was fitted to arrays, or to other data'), (dict(dataset='mnist', data_dir=str(tmp_path)), 'no images:'), (dict(dataset='no such'), 'unknown data set')):
         (d / 'config.json').write_text(json.dumps(config | change))

@@ -12,13 +12,15 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 echo "setup: installing torch, Jupyter and the rest into $venv (about 7 GB, a few minutes)"
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-warn-script-location -c constraints.txt -e '.[dev]'
-# The kernel of this environment: no warning at every start that its port on 127.0.0.1 is not encrypted; and threads that sleep while they wait,
+# The kernel of this environment: no warning at every start that its port on 127.0.0.1 is not encrypted; a notebook of nbs/ works in the
+# checkout's folder in JupyterLab too, so that runs/ and data/ are the same for everything; and threads that sleep while they wait,
 # since on cores shared with other programs spinning ones made the same training several times slower.
 "$venv/bin/python" - "$venv/share/jupyter/kernels/python3/kernel.json" <<'END'
 import json, sys
 path = sys.argv[1]
 spec = json.load(open(path))
-spec['argv'] = [a for a in spec['argv'] if not a.startswith('--log-level')] + ['--log-level=ERROR']
+here = "import os; os.path.basename(os.getcwd()) == 'nbs' and os.path.isfile('../settings.ini') and os.chdir('..')"
+spec['argv'] = [a for a in spec['argv'] if not a.startswith(('--log-level', '--IPKernelApp.exec_lines'))] + ['--log-level=ERROR', f'--IPKernelApp.exec_lines={here}']
 spec['env'] = {**spec.get('env', {}), 'OMP_WAIT_POLICY': 'PASSIVE'}
 json.dump(spec, open(path, 'w'), indent=1)
 END

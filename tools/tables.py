@@ -119,7 +119,7 @@ def sinkhorn(record):
 
 
 # name of the record: how its table is made; the others are seeds of a train notebook
-TABLES = dict(speed=speed, coil_step=coil_step, nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures, nmc_kernels=nmc_kernels, nmc_study=nmc_study,
+TABLES = dict(speed=speed, coil_step=coil_step, nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures, nmc_kernels=nmc_kernels, nmc_study=nmc_study, nmc_study_mnist=nmc_study, nmc_study_coil20=nmc_study,
               sela_digits=sela, sela_mnist=sela, sela_cifar10_cpu=sela, sinkhorn=sinkhorn)
 
 

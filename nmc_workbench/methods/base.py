@@ -142,7 +142,8 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         self.results_ = self._results(images)
         if self.run_ and rank_and_world()[0] == 0:
             self.save(self.run_.path('model.pt'))
-            self.run_.finish({**self.results_, **more}, predictions=self.labels_, embeddings=self.embedding_, ids=images.ids)
+            truth = {} if images.labels is None else dict(true_labels=images.labels.cpu().numpy())
+            self.run_.finish({**self.results_, **more}, predictions=self.labels_, embeddings=self.embedding_, ids=images.ids, **truth)
         return self
 
     def _results(self, images) -> dict: return {} if images.labels is None else scores(images.labels.cpu().numpy(), self.labels_)

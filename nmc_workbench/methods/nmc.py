@@ -256,7 +256,6 @@ class NMC(Found, Method, NMCConfig):
         write_torch(run.path('nmc_model.pt'), dict(projection=net.projection.state_dict(), potential=net.potential.state_dict(), config=what(self.config_)))
         write_array(run.path('endpoints.npy'), self.endpoints_), write_array(run.path('endpoints_aug.npy'), self.endpoints_aug_)
         if images.labels is None: return
-        write_array(run.path('true_labels.npy'), images.labels.cpu().numpy())
         rows = comparison(self, images.labels.cpu().numpy())
         with write_file(run.path('comparison.csv'), 'w') as f: f.write(''.join(','.join(map(str, r)) + '\n' for r in rows))
         with write_file(run.path('latex_table.tex'), 'w') as f: f.write(latex_table(rows))

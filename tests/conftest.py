@@ -1,0 +1,121 @@
+"""A JupyterLab server on 127.0.0.1, and a Chromium that cannot leave the machine.
+
+Without Chromium or playwright the tests that need them are skipped and say so; with NMC_NEED_BROWSER set, as CI has it, they fail."""
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome') or ''
+# WebGL comes from software; CI runs as root, where Chromium has no sandbox.
+FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+
+
+def missing(what):
+    "Skip, or fail where a browser must be there."
+    if os.environ.get('NMC_NEED_BROWSER'): pytest.fail(f'{what}, and NMC_NEED_BROWSER is set')
+    pytest.skip(f'no browser test: {what}')
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serve(command, url, cwd, home, timeout=180):
+    "Run a server with a home of its own until it answers, and end it afterwards with all its kernels."
+    places = dict(HOME='', JUPYTER_CONFIG_DIR='cfg', JUPYTER_DATA_DIR='data', JUPYTER_RUNTIME_DIR='run', IPYTHONDIR='ipython')
+    env = {**os.environ, **{k: str(home / v) for k, v in places.items()}, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
+    env.pop('IN_TEST', None)
+    log = home / 'server.log'
+    with open(log, 'w') as f:
+        process = subprocess.Popen(command, cwd=cwd, env=env, stdout=f, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            end = time.monotonic() + timeout
+            while not answers(url):
+                if process.poll() is not None or time.monotonic() > end: pytest.fail(f'the server did not start:\n{log.read_text()[-3000:]}')
+                time.sleep(.3)
+            yield process
+        finally:
+            process.terminate()
+            try: process.wait(20)
+            except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
+
+
+def answers(url):
+    try: urllib.request.urlopen(url, timeout=5)
+    except urllib.error.HTTPError: return True
+    except OSError: return False
+    return True
+
+
+@contextlib.contextmanager
+def lab_server(home):
+    "JupyterLab on copies of the notebooks: a function of a notebook's path that gives its address; its `work` is their folder."
+    work = home / 'work'
+    shutil.copytree(ROOT / 'nbs', work, ignore=shutil.ignore_patterns('.*'))
+    # no window of news, which would swallow clicks; and every output in the page, also where it is out of sight
+    for name, text in {'apputils-extension/notification': '{"fetchNews": "false", "checkForUpdates": false}', 'notebook-extension/tracker': '{"windowingMode": "none"}'}.items():
+        path = home / f'settings/@jupyterlab/{name}.jupyterlab-settings'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    port, token = free_port(), secrets.token_hex(8)
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', f'--IdentityProvider.token={token}',
+               f'--ServerApp.root_dir={work}', '--allow-root', '--expose-app-in-browser', f'--LabApp.user_settings_dir={home / "settings"}']
+    def address(path): return f'http://127.0.0.1:{port}/lab/tree/{path}?token={token}&reset'
+    address.work = work
+    with serve(command, f'http://127.0.0.1:{port}/api', work, home): yield address
+
+
+@pytest.fixture(scope='session')
+def lab(tmp_path_factory):
+    with lab_server(tmp_path_factory.mktemp('lab')) as address: yield address
+
+
+@pytest.fixture(scope='session')
+def browser():
+    try: from playwright.sync_api import sync_playwright
+    except ImportError: missing('playwright is not installed (pip install playwright)')
+    if not CHROMIUM: missing('there is no chromium (apt-get install chromium, or set CHROMIUM to its path)')
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(browser):
+    "Pages whose requests to other hosts are refused and kept in `page.outside`, and errors of scripts in `page.errors`."
+    contexts = []
+    def new(width=1400, height=1000, **options):
+        context = browser.new_context(viewport=dict(width=width, height=height), **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.outside, page.errors = [], []
+        def gate(route):
+            url = route.request.url
+            if url.startswith(('http://127.0.0.1', 'data:', 'blob:', 'file:')): return route.continue_()
+            page.outside.append(url)
+            route.abort()
+        context.route('**/*', gate)
+        page.on('pageerror', lambda e: page.errors.append(str(e)))
+        page.set_default_timeout(120_000)
+        return page
+    yield new
+    for context in contexts: context.close()
+
+
+@pytest.fixture
+def page(new_page): return new_page()
