@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 # Threads that sleep while they wait: on cores shared with other programs, spinning ones made training several times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test fast check export readme lab docs bench bench-data bench-gpu bench-gpu-sela clean
+.PHONY: help demo test fast check export readme lab app docs bench bench-data bench-gpu bench-gpu-sela clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -39,6 +39,9 @@ export: $(VENV)/.ready  ## clean the notebooks, export the library, make README.
 lab: $(VENV)/.ready  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs/train_nmce.ipynb
 
+app: $(VENV)/.ready  ## serve a run's explorer without its code, on 127.0.0.1 behind a token: make app RUN=runs/demo/run
+	@tools/app.sh "$(RUN)" $(ARGS)
+
 docs: $(VENV)/.ready  ## build a plain page of the API: _docs/index.html
 	$(BIN)/python tools/api_page.py _docs/index.html
 
@@ -46,7 +49,7 @@ bench: $(VENV)/.ready  ## measure every figure the pages quote (about two hours)
 	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh speed coil_step digits spiral nmc_digits nmc_mixtures nmc_kernels nmc_study sela_digits sinkhorn
 
 bench-data: $(VENV)/.ready  ## measure the recipes for two cores on COIL-20, MNIST and CIFAR-10: make bench-data DATA=folder (about an hour)
-	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh coil20 mnist cifar10 nmc_study_mnist nmc_study_coil20 sela_mnist sela_cifar10 sinkhorn --data "$(DATA)"
+	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh coil20 mnist cifar10 nmc_study_mnist nmc_study_coil20 sela_mnist sela_cifar10 sinkhorn explorer --data "$(DATA)"
 
 # Without .venv it takes the Python at hand, which needs PyTorch and the core's other packages only.
 bench-gpu:  ## measure the CIFAR-10 recipe on a GPU: make bench-gpu DATA=folder; ends by itself after ten minutes, the same command goes on

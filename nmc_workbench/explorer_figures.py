@@ -43,7 +43,7 @@ def matrix_figure(
     if len(rows) <= 50: figure.update_yaxes(ticktext=[f'{called(k, names or {}, 14)} · {n:,}' for k, n in zip(rows, counts.sum(1))], title=None)
     return figure, rows, columns
 
-# %% ../nbs/core/37b_explorer_figures.ipynb #70068303
+# %% ../nbs/core/37b_explorer_figures.ipynb #2b393427
 def bars_figure(
     clusters: list[int], # in order
     sizes: np.ndarray, # (K,) of each
@@ -59,7 +59,7 @@ def bars_figure(
     bars = [go.Bar(x=at, y=sizes, name='size', **look), go.Bar(x=at, y=np.round(sure, 4), name='confidence', yaxis='y2', **look)]
     ticks = dict(tickvals=at, ticktext=['noise' if k < 0 else str(k) for k in clusters]) if len(clusters) <= 60 else {}
     axis = dict(gridcolor='#e8e8e8', zeroline=False)
-    return go.Figure(bars, plotly_layout('size and confidence', HEIGHT, margin=dict(l=50, r=10, t=40, b=35), xaxis=dict(title='cluster', anchor='y2', showgrid=False, **ticks),
+    return go.Figure(bars, plotly_layout('size and confidence', HEIGHT, margin=dict(l=50, r=10, t=40, b=50), xaxis=dict(title=dict(text='cluster', standoff=4), anchor='y2', showgrid=False, **ticks),
                                          yaxis=dict(domain=[.48, 1], title='samples'), yaxis2=dict(domain=[0, .42], title='confidence', range=[0, 1], **axis)))
 
 def line_widths(
@@ -69,7 +69,7 @@ def line_widths(
     "A frame around the bars that are selected."
     return np.isin(clusters, list(chosen)).astype(float) * 3
 
-# %% ../nbs/core/37b_explorer_figures.ipynb #6cf20bcd
+# %% ../nbs/core/37b_explorer_figures.ipynb #c7957e63
 _APART = ('stage', 'epoch', 'step', 'lr', 'seconds', 'views_per_second')
 
 def logged(
@@ -81,7 +81,7 @@ def logged(
 
 def curves_figure(
     rows: list[dict], # of the log
-    most: int = 4, # panels
+    most: int = 3, # panels, side by side
 ): # plotly `Figure`; `None` where nothing is logged
     "The metrics of a run over its epochs."
     keys = logged(rows)[:most]

@@ -150,7 +150,7 @@ export default { render({model, el}) {
     s = state;
     if (keys.has('xy')) view = null;
     if (keys.has('title')) title.textContent = s.title;
-    if (keys.has('hover')) return tell();
+    if (keys.has('hover') && !keys.has('xy')) return tell();
     box.dataset.marked = s.marked?.length ? s.marked.reduce((a, b) => a + b, 0) : '';
     paint();
   });

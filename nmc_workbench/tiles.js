@@ -32,7 +32,7 @@ export default { render({model, el}) {
         const head = make(box, 'div', 'margin:5px 2px 1px;font-weight:bold;overflow:hidden;text-overflow:ellipsis;white-space:nowrap', {title: text});
         make(head, 'span', `color:${colour}`, {textContent: '⬤ '});
         make(head, 'span', '', {textContent: text});
-        row = make(box, 'div');
+        row = make(box, 'div', 'white-space:nowrap;overflow:hidden');        // a cluster's tiles keep to one line
       }
       tile(row, k);
     }

@@ -1,5 +1,6 @@
 "What browser tests do in a notebook: open, run, read, take hold of points."
 import json
+import time
 
 
 def notebook(path, *cells):
@@ -44,3 +45,19 @@ def around(points, margin=8):
     "The corners of a rectangle around places on the screen."
     (x0, x1), (y0, y1) = ((min(v) - margin, max(v) + margin) for v in zip(*points))
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+def prepared(source, out, **parameters):
+    "A notebook with its parameters set, as papermill sets them."
+    from papermill.execute import parameterize_notebook
+    from papermill.iorw import load_notebook_node, write_ipynb
+    write_ipynb(parameterize_notebook(load_notebook_node(source), parameters), str(out))
+
+
+def seconds_until(page, act, selector):
+    "From an act to the next drawing of a map or a page of tiles."
+    before = times_drawn(page, selector)
+    start = time.perf_counter()
+    act()
+    drawn(page, selector, before + 1)
+    return time.perf_counter() - start

@@ -111,7 +111,7 @@ def new_page(browser):
             route.abort()
         context.route('**/*', gate)
         page.on('pageerror', lambda e: page.errors.append(str(e)))
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(60_000)
         return page
     yield new
     for context in contexts: context.close()
