@@ -266,7 +266,7 @@ class _Edits:
         self.say(f'{len(self.run):,} images are in {folder}')
         return folder
 
-# %% ../nbs/core/37c_explorer.ipynb #21541cb9
+# %% ../nbs/core/37c_explorer.ipynb #ab7d5dc8
 class Explorer(_Screen, _Views, _Edits):
     "A run to look at and to curate; `explorer.ui` is the widget."
     per_page, rows, each = 96, 10, 12      # tiles of a selection on a page; clusters on a page, and tiles of each
@@ -356,7 +356,7 @@ class Explorer(_Screen, _Views, _Edits):
         try:
             here = str(self.run.folder)
             runs = [] if self.root is None else run_choices(self.root)
-            if all(Path(f) != self.run.folder for _, f in runs): runs.insert(0, (f'{self.run.title} · {here}', here))
+            if all(Path(f) != self.run.folder for _, f in runs): runs.insert(0, (f'{self.run.title} · {self.run.folder.name}', here))
             self.run_menu.options = runs
             self.run_menu.value = next(f for _, f in runs if Path(f) == self.run.folder)
             self.map_menu.options = list(self._maps)
@@ -463,11 +463,11 @@ class Explorer(_Screen, _Views, _Edits):
 
     def _repr_mimebundle_(self, **kwargs): return self.ui._repr_mimebundle_(**kwargs) | {'text/plain': repr(self)}
 
-# %% ../nbs/core/37c_explorer.ipynb #d1370e4f
+# %% ../nbs/core/37c_explorer.ipynb #f27d19bd
 def run_choices(
     root: str | Path, # folder that holds run folders, at any depth
 ) -> list[tuple[str, str]]: # what a menu says, and the folder
     "The finished runs under a folder, newest first."
     rows = [r for r in list_runs(root) if all((Path(r['folder']) / f'{name}.npy').is_file() for name in ('predictions', 'embeddings'))]
     def score(r): return f' · ACC {r["acc"]:.3f}' if isinstance(r.get('acc'), float) else ''
-    return [(f'{r["method"]} · {r["dataset"]} · seed {r["seed"]}{score(r)} · {r["folder"]}', r['folder']) for r in rows]
+    return [(f'{r["method"]} · {r["dataset"]} · seed {r["seed"]}{score(r)} · {Path(r["folder"]).relative_to(root)}', r['folder']) for r in rows]

@@ -58,6 +58,7 @@ export default () => {
     render({model, el}) {
       const at = el.appendChild(document.createElement('div'));
       let Plotly, view;
+      const sized = new ResizeObserver(() => view && at.clientWidth && Plotly.Plots.resize(at));       // when a pane is opened or closed
       (async () => {
         Plotly = await plotly(model);
         await loaded;
@@ -66,8 +67,9 @@ export default () => {
         at.on('plotly_click', e => model.send({click: [e.points[0].curveNumber, e.points[0].pointNumber]}));
         at.on('plotly_relayout', e => Object.keys(e).some(k => k.startsWith('shapes[')) && model.send({shapes: at.layout.shapes.map(({x0, y0, x1, y1}) => ({x0, y0, x1, y1}))}));
         views.add(view = {draw, change: (styles, layout, index) => Plotly.update(at, styles, layout, index)});
+        sized.observe(at);
       })();
-      return () => { views.delete(view); Plotly?.purge(at); };
+      return () => { views.delete(view); sized.disconnect(); Plotly?.purge(at); };
     },
   };
 };

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .basics import InputError, TrainingError, generator, one_of, write_torch
 from .batches import Batches, from_main, mean_over_ranks, rank_and_world
+from .lineage import LineageLog
 from .runs import Run, load_checkpoint, load_state, read_metrics
 
 # %% ../nbs/core/12_training.ipynb #dc3472c0
@@ -26,6 +27,7 @@ class Stage(nn.Module):
     "A training phase; derive, give it a `name`, and say what `start`, `before_epoch` and `step` do."
     name = 'stage'
     batch_size = None       # images a step over all ranks, where they are not the trainer's
+    assigned_before = None  # what `assigned` last said, of this stage or one before it; the trainer sets it
 
     def __init__(
         self,
@@ -52,6 +54,9 @@ class Stage(nn.Module):
     def after_epoch(self, epoch: int) -> dict:
         "More quantities for the log."
         return {}
+
+    def assigned(self) -> torch.Tensor | None: # (n,) or (H, n) int; -1: noise, or not assigned so far
+        "The cluster of every sample after an epoch, the same on every rank; `None`: this stage assigns none."
 
     def finish(self):
         "After the last epoch: settle what the next stage starts from."
@@ -227,23 +232,26 @@ class _Checkpoints:
         self.run.clock()
 
     def _read(self):
-        "What rank 0 finds in the run's folder: the checkpoint, the rows of the log up to it, and its path; or `None`."
+        "What rank 0 finds in the run's folder: the checkpoint, the rows of the log and the last labels up to it, and its path; or `None`."
         if not self.run: return None
         path, names, log = self.run.path('checkpoint.pt'), [s.name for s in self.stages], self.run.metrics
         if not path.is_file():
             if log.path.is_file(): log.rewind(0)
+            self.lineage.rewind([])
             return None
         saved = load_checkpoint(path)       # on the CPU, where AdamW keeps its count of steps
         if saved.keys() != _KEYS: raise InputError(f'{path} is not the checkpoint of a run; delete it to start again, or put a whole copy there')
         if saved['stages'] != names: raise InputError(f'{path} has the stages {", ".join(saved["stages"])}; this run has {", ".join(names)}')
         log.rewind(saved['rows'])
-        return saved, read_metrics(log.path), str(path)
+        rows = read_metrics(log.path)
+        return saved, rows, self.lineage.rewind(rows), str(path)
 
     def _resume(self):
         "Take up the run's checkpoint, if there is one."
         found = from_main(self._read)
         if found is None: return
-        saved, self.history, path = found
+        saved, self.history, labels, path = found
+        if labels is not None: self._assigned = torch.from_numpy(labels).to(self.device)
         self.next_stage, self.next_epoch = saved['next_stage'], saved['next_epoch']
         self.precision.scaler.load_state_dict(saved['scaler'])
         if self.next_epoch: self._saved = saved, path
@@ -279,6 +287,7 @@ class Trainer(_Checkpoints):
         if self.device.type == 'cuda': torch.backends.cudnn.benchmark = True    # all batches are of one size: the search for the best kernels pays
         if self.device.type == 'cpu' and LARGE[0] <= math.prod(batches.images.shape) * batches.batch_size * batches.n_views < LARGE[1]: keep_memory()
         self.history, self.next_stage, self.next_epoch, self._saved = [], 0, 0, None
+        self.lineage, self._assigned = run and LineageLog(run.folder), None
         if resume: self._resume()
 
     @property
@@ -288,11 +297,12 @@ class Trainer(_Checkpoints):
         self,
         until: str | None = None, # the last stage to run; None runs all
         seconds: float | None = None, # stop with a checkpoint before so much time has passed, but after one epoch at least
+        watch=None, # a function of the log so far, called after every epoch on the first rank
     ) -> list[dict]:
         "Run the stages that are not done yet; returns the log. `done` says whether any is left."
         names = [s.name for s in self.stages]
         last = names.index(one_of(until, names, 'stage')) if until else len(names) - 1
-        self._ends = math.inf if seconds is None else time.monotonic() + seconds
+        self._ends, self._watch = math.inf if seconds is None else time.monotonic() + seconds, watch
         while self.next_stage <= last and self._train_stage(self.stages[self.next_stage]) and not self._late(): pass
         return self.history
 
@@ -320,9 +330,11 @@ class Trainer(_Checkpoints):
             for m in stage.heavy() if self.compile else []: stack.enter_context(compiled(m))
             while self.next_epoch < stage.epochs:
                 self._record(self._epoch(stage, module, self.next_epoch, bar))
+                self._keep(stage, self.next_epoch)
                 self.next_epoch += 1
                 late = self._late()
                 if self.next_epoch < stage.epochs and (late or self.next_epoch % self.checkpoint_every == 0): self._checkpoint(stage)
+                if self._watch and self.main: self._watch(self.history)
                 if late: break
         if self.main: self._tell(self.history[first:])
         return self.next_epoch == stage.epochs
@@ -338,7 +350,7 @@ class Trainer(_Checkpoints):
         for budget in time_budget(rows): print(budget_line(budget), file=sys.stdout if _in_notebook() else sys.stderr)
 
     def _epoch(self, stage, module, epoch, bar):
-        watch = Stopwatch(self.device)
+        watch, stage.assigned_before = Stopwatch(self.device), self._assigned
         stage.before_epoch(epoch)
         logs = self._steps(stage, module, epoch, bar, watch)
         self._check(stage, epoch, logs, 0)
@@ -381,6 +393,13 @@ class Trainer(_Checkpoints):
     def _record(self, row):
         self.history.append(row)
         if self.run and self.main: self.run.metrics.append(row)
+
+    def _keep(self, stage, epoch):
+        "Which cluster each sample is in after an epoch, where the stage says so."
+        labels = stage.assigned()
+        if labels is None: return
+        self._assigned = labels
+        if self.run and self.main: self.lineage.append(stage.name, epoch, labels.cpu().numpy())
 
     def _distributed(self, stage):
         if rank_and_world()[1] == 1: return stage

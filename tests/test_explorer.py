@@ -1,5 +1,8 @@
 "The explorer without a browser: its widgets' callbacks work without a kernel."
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from nmc_workbench.basics import InputError, write_array, write_json
 from nmc_workbench.explorer import COLOURS, Explorer, run_choices
 from nmc_workbench.explorer_figures import called
 from nmc_workbench.gallery_pages import ORDERS
+from nmc_workbench.map_job import MapJob
 from nmc_workbench.run_data import RunData, centre_distances, confidence
 
 HOSTILE = '<script>alert("x")</script> & \'quotes\' 😀' + 'x' * 250
@@ -187,3 +191,27 @@ def test_confidence_against_a_plain_loop():
 
 def test_names_are_text():
     assert called(3, {3: '<b>"x"</b>'}) == '3 &lt;b&gt;&quot;x&quot;&lt;/b&gt;' and len(called(3, {3: 'y' * 300})) == 30 and called(-1, {}) == 'noise'
+
+
+@pytest.mark.slow
+def test_a_map_that_is_stopped_leaves_nothing(tmp_path):
+    "Stopped, or left by the kernel that wanted it."
+    run = made(tmp_path / 'run')
+    job = MapJob(run, lambda share: None, lambda found: pytest.fail('it was stopped'))
+    job.stop()
+    job.wait(30)
+    assert not (run / 'map2d.npy').exists()
+    code = f'import time; from nmc_workbench.map_job import MapJob; job = MapJob({str(run)!r}, print, print); print(job._process.pid, flush=True); time.sleep(60)'
+    parent = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    for _ in range(100):
+        if not alive(child): break
+        time.sleep(.2)
+    assert not alive(child)
+
+
+def alive(pid):
+    "Whether a process runs; one that has ended and that nobody has asked for counts as ended."
+    try: return open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[0] != 'Z'
+    except OSError: return False

@@ -119,7 +119,15 @@ def sinkhorn(record):
 
 
 # name of the record: how its table is made; the others are seeds of a train notebook
-TABLES = dict(speed=speed, coil_step=coil_step, nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures, nmc_kernels=nmc_kernels, nmc_study=nmc_study, nmc_study_mnist=nmc_study, nmc_study_coil20=nmc_study,
+def explorer(record):
+    "What a person waits for."
+    rows = [('first picture after a run is chosen, s', 'first_picture_s', 5), (f'lasso of {record["lasso_points"]:,} points to the gallery, ms, median of 7', 'lasso_ms', 500),
+            ('next page of the gallery, ms, median of 7', 'page_ms', 300), ('memory of the kernel, MB', 'kernel_mb', 1500)]
+    heads = [f'{record["n"]:,} images of 28 x 28 in a browser', 'measured', 'wanted at most']
+    return f'{table(heads, [[name, record[key], most] for name, key, most in rows])}\n\n{made(record)}'
+
+
+TABLES = dict(explorer=explorer, speed=speed, coil_step=coil_step, nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures, nmc_kernels=nmc_kernels, nmc_study=nmc_study, nmc_study_mnist=nmc_study, nmc_study_coil20=nmc_study,
               sela_digits=sela, sela_mnist=sela, sela_cifar10_cpu=sela, sinkhorn=sinkhorn)
 
 

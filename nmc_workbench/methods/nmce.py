@@ -16,6 +16,7 @@ from ..assign import Nearest, find_clusters
 from ..augment import preset
 from ..basics import InputError, seed_of
 from ..collapse import assignment_statistics, effective_rank
+from ..lineage import StepLabels
 from ..losses import average_views, coding_rate, coding_rate_reduction, gumbel_softmax, nt_xent, view_similarity
 from .base import Method
 from .nmce_recipes import NMCEConfig, recipe, stage_names, trains_heads
@@ -29,8 +30,17 @@ class _NMCEStage(Stage):
     "A stage that knows the method's parameters."
     def __init__(self, network, epochs, config: NMCEConfig):
         super().__init__(network, epochs, config.seed)
-        self.config = config
+        self.config, self.step_labels = config, StepLabels()
         if self.name in ('cluster_heads', 'fine_tune'): self.batch_size = config.cluster_batch_size
+
+    def before_epoch(self, epoch):
+        super().before_epoch(epoch)
+        self.step_labels.clear()
+
+    def assigned(self):
+        "The clusters that the steps of the epoch gave, where they have a cluster head; samples drawn anew at every step have no place to keep them."
+        images = self.batches.images
+        return None if images.draw else self.step_labels.of_all(len(images), self.assigned_before)
 
     def optimiser(self, params, lr, weight_decay):
         "LARS, Adam or AdamW, as the parameters say; muon's Adam where it stands alone."
@@ -161,8 +171,9 @@ class ClusterHeads(_NMCEStage):
     def step(self, index, views):
         c = self.config
         with torch.no_grad(): h = self.network.features(views.flatten(0, 1), 'pre_feature')
-        parts = [reduction_terms(F.normalize(s(h)).unflatten(0, views.shape[:2]), k(h).unflatten(0, views.shape[:2]), c, self.noise)
-                 for s, k in zip(self.subspaces, self.clusters)]
+        logits = [k(h).unflatten(0, views.shape[:2]) for k in self.clusters]
+        self.step_labels.add(index, torch.stack([l.detach() for l in logits]))
+        parts = [reduction_terms(F.normalize(s(h)).unflatten(0, views.shape[:2]), l, c, self.noise) for s, l in zip(self.subspaces, logits)]
         R, Rc, agree = (torch.stack(p) for p in list(zip(*parts))[:3])                # (n_init,) each
         self.reduction += (R - Rc).detach()
         best = self.reduction.argmax()
@@ -171,6 +182,11 @@ class ClusterHeads(_NMCEStage):
         self.seen = z
         log = dict(R=R.detach()[best], Rc=Rc.detach()[best], similarity=agree.detach()[best], **assignment_statistics(p, True), spread=(R - Rc).detach().amax() - (R - Rc).detach().amin())
         return (Rc - R - c.cluster_z_weight * agree).sum(), log
+
+    def assigned(self):
+        "The clusters of the pair of heads that is the best of this epoch."
+        labels = super().assigned()
+        return None if labels is None else labels[self.reduction.argmax()]
 
     def finish(self):
         best = self.reduction.argmax().item()
@@ -205,8 +221,9 @@ class FineTune(_NMCEStage):
     def z_weight(self): return self.config.cluster_z_weight
 
     def step(self, index, views):
-        z, logits = self.network.subspace_and_logits(views.flatten(0, 1))
-        R, Rc, agree, self.seen, p = reduction_terms(z.unflatten(0, views.shape[:2]), logits.unflatten(0, views.shape[:2]), self.config, self.noise)
+        z, logits = (part.unflatten(0, views.shape[:2]) for part in self.network.subspace_and_logits(views.flatten(0, 1)))
+        self.step_labels.add(index, logits)
+        R, Rc, agree, self.seen, p = reduction_terms(z, logits, self.config, self.noise)
         self.seen = self.seen.detach()
         log = dict(R=R.detach(), Rc=Rc.detach(), similarity=agree.detach(), **assignment_statistics(p, True))
         return Rc - R - self.z_weight() * agree, log

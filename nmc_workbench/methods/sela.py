@@ -148,6 +148,8 @@ class SelfLabelling(Stage):
         path.parent.mkdir(exist_ok=True)
         save_image(F.interpolate(w, scale_factor=6), path, nrow=16, padding=4, normalize=True, scale_each=True)
 
+    def assigned(self): return self.self_labels.labels
+
     def finish(self):
         if self.folder: from_main(lambda: write_array(self.folder / 'self_labels.npy', self.self_labels.labels.cpu().numpy()))
 
