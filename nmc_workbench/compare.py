@@ -302,7 +302,7 @@ def _mean(key, rows):
         if values: out |= {k: float(np.mean(values)), f'{k}_std': float(np.std(values))}
     return out
 
-# %% ../nbs/core/38_compare.ipynb #3c4b1c1c
+# %% ../nbs/core/38_compare.ipynb #4031f0ef
 class CompareLab:
     "Maps of two or more runs in which a selection is one; beside them likely label errors and hard images. `lab.ui` is the widget."
     n_tiles = 48        # on each page
@@ -329,7 +329,7 @@ class CompareLab:
         c = self.comparison
         points = PointMap(where, np.where(c.matched[r] < 0, len(c.palette) - 1, c.matched[r]), c.palette, c.names[r], 420)
         points.write([(*np.median(where[c.matched[r] == k], 0), k) for k in np.unique(c.matched[r]) if k >= 0][:60])
-        points.on_hover(lambda i: (c.text_of(i), None if c.images is None else c.images.subset(c._images_at[[i]]).resident().pixels[0].cpu()))
+        points.on_hover(lambda i: (c.text_of(i), None if c.images is None else _take(c.images, c._images_at[[i]])[0].cpu()))
         points.on_lasso(self.select), points.on_click(self._picked)
         return points
 

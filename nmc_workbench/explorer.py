@@ -109,7 +109,7 @@ class _Screen:
         "One line under the buttons."
         self.message.value = f'<span style="color:{"#b00020" if wrong else "#1b6e3c"};line-height:1.3;display:inline-block">{escape(text)}</span>' if text else ''
 
-# %% ../nbs/core/37c_explorer.ipynb #f705c65c
+# %% ../nbs/core/37c_explorer.ipynb #512352b0
 class _Views:
     "The parts of an explorer that follow its state."
 
@@ -167,11 +167,6 @@ class _Views:
         told = [str(self.run.ids[i])[:120], self._called(int(self.labels[i]), 60)]
         if y is not None and y[i] >= 0: told.append(f'class {names[y[i]] if y[i] < len(names) else y[i]}'[:80])
         return '\n'.join([*told, f'confidence {self.sure[i]:.2f}'])
-
-    def _image(self, i):
-        "What the map shows of a sample."
-        images = self.run.images
-        return self.text_of(i), None if images is None or images.is_points else images.subset([i]).resident().pixels[0].cpu()
 
     def draw_figures(self):
         "Matrix and bars anew, after an edit."
@@ -266,7 +261,7 @@ class _Edits:
         self.say(f'{len(self.run):,} images are in {folder}')
         return folder
 
-# %% ../nbs/core/37c_explorer.ipynb #ab7d5dc8
+# %% ../nbs/core/37c_explorer.ipynb #58ce8ff4
 class Explorer(_Screen, _Views, _Edits):
     "A run to look at and to curate; `explorer.ui` is the widget."
     per_page, rows, each = 96, 10, 12      # tiles of a selection on a page; clusters on a page, and tiles of each
@@ -329,14 +324,15 @@ class Explorer(_Screen, _Views, _Edits):
 
     def _where(self):
         "The map that is there, and a process that makes a better one."
-        kept = self.run.kept_map()
-        self.where, how = kept if kept is not None else (map2d(self.run.embedding, 'pca'), 'PCA')
+        run = self.run
+        kept = run.kept_map()
+        self.where, how = kept if kept is not None else (map2d(run.embedding, 'pca'), 'PCA')
         self._maps = {how: self.where}
-        self.map = PointMap(self.where, np.zeros(len(self.run), int), ['#c8c8c8'], f'{self.run.title}: {how}')
+        self.map = PointMap(self.where, np.zeros(len(run), int), ['#c8c8c8'], f'{run.title}: {how}')
         self.map.on_lasso(lambda index: self._try(lambda: self.select(index, 'drawn around')))
         self.map.on_click(lambda i: self._try(lambda: self._toggle(i) if i >= 0 else self.select(None)))
-        self.map.on_hover(self._image)
-        if kept is None and self.map_method == 'umap' and len(self.run) >= 15: self._improve()
+        self.map.on_hover(lambda i: (self.text_of(i), run.image(i)))
+        if kept is None and self.map_method == 'umap' and len(run) >= 15: self._improve()
 
     def _improve(self):
         "Have UMAP made; the map moves when it is there."

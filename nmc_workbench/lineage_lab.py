@@ -107,7 +107,7 @@ class LineageLab:
         self.where, how = run.kept_map() or (run.map('pca'), 'PCA')
         self.settled, self._k = lineage.settled_at(), int(self.labels.max()) + 1
         self.map = PointMap(self.where, self._codes(-1), [*cluster_colours(self._k), NOISE_COLOUR], f'{run.title}: {how}')
-        self.map.on_hover(self._image)
+        self.map.on_hover(lambda i: (self.text_of(i), run.image(i)))
         self.curve = live_figure(moves_figure(lineage), config=dict(displayModeBar=False))
         self.curve.on_click(lambda trace, i: setattr(self, 'epoch', i + 1))
         self.moved_tiles, self.unsettled_tiles = (Tiles(run.images, run.ids, 44) for _ in range(2))
@@ -184,11 +184,6 @@ class LineageLab:
         at, y, names = self.settled[i], self.run.class_labels, self.run.class_names
         told = [str(self.run.ids[i])[:120], f'cluster {_called(self.labels[-1, i])} in the end', 'settled from {}, epoch {}'.format(*self.lineage.epochs[at])]
         return '\n'.join([*told, *([f'class {names[y[i]] if y[i] < len(names) else y[i]}'[:80]] if y is not None and y[i] >= 0 else [])])
-
-    def _image(self, i):
-        "What the map shows of a sample."
-        images = self.run.images
-        return self.text_of(i), None if images is None or images.is_points else images.subset([i]).resident().pixels[0].cpu()
 
     @cached_property
     def ui(self):

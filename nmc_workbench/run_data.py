@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['config_of', 'array_of', 'images_of', 'centre_distances', 'confidence', 'RunData']
 
-# %% ../nbs/core/33d_run_data.ipynb #62fa880a
+# %% ../nbs/core/33d_run_data.ipynb #73fca1c4
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from sklearn.neighbors import NearestNeighbors
 
 from .basics import InputError
@@ -20,6 +21,7 @@ from .images import Images
 from .pictures import as_finite, as_integers
 from .plots import map2d
 from .runs import read_metrics
+from .sheets import _take
 
 # %% ../nbs/core/33d_run_data.ipynb #1f50b594
 def config_of(
@@ -75,7 +77,7 @@ def confidence(
     "How surely a sample is in its cluster: 1 - own / other, and 0 on the border, beyond it, and for noise. It is the simplified silhouette cut off at zero; it needs no network, and so follows every edit of the clusters."
     return np.maximum(1 - own / np.maximum(other, 1e-12), 0).astype(np.float32)
 
-# %% ../nbs/core/33d_run_data.ipynb #aeed3188
+# %% ../nbs/core/33d_run_data.ipynb #9e7e6a10
 @dataclass(eq=False, repr=False)
 class RunData:
     "The samples of a finished run, in the order of its arrays; `open` reads them."
@@ -132,6 +134,12 @@ class RunData:
         path = self.folder / 'results.json'
         try: return dict(json.loads(path.read_text(encoding='utf-8'))) if path.is_file() else {}
         except (ValueError, TypeError): raise InputError(f'{path} is damaged; put a whole copy back') from None
+
+    def image(self,
+        i: int, # position of a sample
+    ) -> torch.Tensor | None: # uint8 (C, H, W); `None` where images are not at hand, and for points
+        "One sample's image."
+        return None if self.images is None or self.images.is_points else _take(self.images, [i])[0].cpu()
 
     def kept_map(self) -> tuple[np.ndarray, str] | None: # (n, 2) float32, and what it is
         "A map that needs no work: the embedding itself if it has two dimensions, or the run's map2d.npy."

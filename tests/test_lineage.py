@@ -419,7 +419,7 @@ def test_every_view_follows_the_epoch(lab):
 def test_colours_agree_with_the_run(lab, nmce):
     agree = (lab.labels[-1] == nmce.labels_).mean()
     assert agree >= (lab.lineage.labels[-1] == nmce.labels_).mean() and agree > .3
-    text, pixels = lab._image(7)
+    text, pixels = lab.map.calls['hover'](7)
     assert str(lab.run.ids[7]) in text and tuple(pixels.shape) == (1, 8, 8)
 
 
