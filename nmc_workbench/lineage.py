@@ -221,7 +221,7 @@ def read_lineage(
         if head is None: head = _head_of(folder) if labels.ndim == 2 else 0
         rows.append(_row(labels, head, rows, path))
         epochs.append((stage, epoch))
-    if not rows: raise InputError(f'{folder} has no lineage (lineage.bin is missing or empty): NMCE records it while it trains cluster heads, SeLa at every epoch; NMC assigns clusters once, when training has ended')
+    if not rows: raise InputError(f'{folder} has no lineage (lineage.bin is missing or empty): NMCE records it while it trains cluster heads, SeLa when it updates its labels; NMC assigns clusters once, when training has ended')
     kind = np.int16 if all(r.dtype.itemsize == 1 for r in rows) else np.int32 if all(r.dtype.itemsize <= 2 for r in rows) else np.int64
     return Lineage(np.stack(rows).astype(kind) - kind(1), epochs)
 

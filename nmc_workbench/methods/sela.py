@@ -113,7 +113,7 @@ class SelfLabelling(Stage):
 
     def before_epoch(self, epoch):
         super().before_epoch(epoch)
-        c, self.epoch, self.recent = self.config, epoch, []
+        c, self.epoch, self.recent, self.changed = self.config, epoch, [], False
         self.position, self.updated = epoch * -(-len(self.self_labels.batches.images) // c.batch_size), int(self.self_labels.updates)
         for g in self.optimisers['main'].param_groups: g['lr'] = learning_rate(epoch, self.epochs, c.lr, c.schedule, c.lrdrop)
 
@@ -127,7 +127,7 @@ class SelfLabelling(Stage):
 
     def _update(self):
         self.self_labels.update(self.position, self.epoch)
-        self.updated += 1
+        self.updated, self.changed = self.updated + 1, True
 
     def after_epoch(self, epoch):
         c, row, log = self.config, {}, self.self_labels.take_log()
@@ -148,7 +148,9 @@ class SelfLabelling(Stage):
         path.parent.mkdir(exist_ok=True)
         save_image(F.interpolate(w, scale_factor=6), path, nrow=16, padding=4, normalize=True, scale_each=True)
 
-    def assigned(self): return self.self_labels.labels
+    def assigned(self):
+        "The labels of every head, after an epoch that updated them."
+        return self.self_labels.labels if self.changed else None
 
     def finish(self):
         if self.folder: from_main(lambda: write_array(self.folder / 'self_labels.npy', self.self_labels.labels.cpu().numpy()))
