@@ -129,7 +129,17 @@ def explorer(record):
     return f'{table(heads, [[name, record[key], most] for name, key, most in rows])}\n\n{made(record)}'
 
 
-TABLES = dict(explorer=explorer, speed=speed, coil_step=coil_step, nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures, nmc_kernels=nmc_kernels, nmc_study=nmc_study, nmc_study_mnist=nmc_study, nmc_study_coil20=nmc_study,
+def flags(record):
+    "Every option of an original's scripts, and what stands for it here."
+    def here(ours):
+        if ours == '-': return ''
+        kind, _, rest = ours.partition(':')
+        if kind == 'function': return f'`{rest.replace(":", "(")}=)`'
+        return f'`{rest}` of `{kind}.ipynb`' if rest else f'`{ours}`'
+    return '\n\n'.join(f'**{script}**\n\n' * (len(record['scripts']) > 1) + table(['there', 'here', ''], [[f'`{r["flag"]}`', here(r['ours']), r['note']] for r in rows]) for script, rows in record['scripts'].items())
+
+
+TABLES = dict(flags_nmce=flags, flags_nmc=flags, flags_sela=flags, explorer=explorer, speed=speed, coil_step=coil_step, nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures, nmc_kernels=nmc_kernels, nmc_study=nmc_study, nmc_study_mnist=nmc_study, nmc_study_coil20=nmc_study,
               sela_digits=sela, sela_mnist=sela, sela_cifar10_cpu=sela, sinkhorn=sinkhorn)
 
 
@@ -141,7 +151,10 @@ def fill(match):
 
 
 def main():
-    "Every notebook that has a place."
+    "Every notebook and every page that has a place."
+    for path in sorted((ROOT / 'docs/pages').rglob('*.md')):
+        text = path.read_text(encoding='utf-8')
+        if '<!-- bench:' in text: path.write_text(PLACE.sub(fill, text), encoding='utf-8')
     for path in sorted((ROOT / 'nbs').rglob('*.ipynb')):
         notebook = json.loads(path.read_text(encoding='utf-8'))
         cells = [c for c in notebook['cells'] if c['cell_type'] == 'markdown' and '<!-- bench:' in ''.join(c['source'])]
