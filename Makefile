@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 # Threads that sleep while they wait: on cores shared with other programs, spinning ones made training several times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test fast check export readme lab app docs bench bench-data bench-gpu bench-gpu-sela clean
+.PHONY: help demo test fast check export readme lab app docs docs-serve bench bench-data bench-gpu bench-gpu-sela clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -42,8 +42,12 @@ lab: $(VENV)/.ready  ## open JupyterLab on the notebooks
 app: $(VENV)/.ready  ## serve a run's explorer without its code, on 127.0.0.1 behind a token: make app RUN=runs/demo/run
 	@tools/app.sh "$(RUN)" $(ARGS)
 
-docs: $(VENV)/.ready  ## build a plain page of the API: _docs/index.html
-	$(BIN)/python tools/api_page.py _docs/index.html
+docs: $(VENV)/.ready  ## build the site: _docs/html/index.html; what has run is kept, and run again when its code changes
+	$(BIN)/sphinx-build -W --keep-going -q -j 2 -b html -d _docs/doctrees -c docs . _docs/html
+	@echo "docs: _docs/html/index.html; make docs-serve shows them"
+
+docs-serve: docs  ## show the site on 127.0.0.1
+	@echo "docs: http://127.0.0.1:8000" && cd _docs/html && ../../$(BIN)/python -m http.server 8000 --bind 127.0.0.1
 
 bench: $(VENV)/.ready  ## measure every figure the pages quote (about two hours), and write them into docs/records and the pages
 	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh speed coil_step digits spiral nmc_digits nmc_mixtures nmc_kernels nmc_study sela_digits sinkhorn

@@ -7,7 +7,7 @@ parser = ConfigParser(delimiters=['='])
 parser.read('settings.ini', encoding='utf-8')
 c = parser['DEFAULT']
 packages = {name: shlex.split(c[f'{name}_requirements']) for name in ('look', 'dev', 'docs', 'gpu')}
-packages['dev'] += packages['look']
+packages['dev'] += packages['look'] + packages['docs']
 
 setup(
     name=c['lib_name'], version=c['version'], description=c['description'],

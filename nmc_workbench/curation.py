@@ -6,106 +6,134 @@
 __all__ = ['parts_of', 'digest', 'read_script', 'safe_name', 'Curation']
 
 # %% ../nbs/core/35_curation.ipynb #4d127f6f
-import base64, csv, hashlib, io, json, os, re, shutil, unicodedata, zlib
+import base64, csv, hashlib, io, json, operator, os, re, shutil, unicodedata, warnings, zlib
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
-from .basics import InputError, one_of, write_file, write_json
-from .metrics import scores
+from .basics import InputError, clear_errors, one_of, write_file
+from .metrics import match, scores
 from .persistence import tomato
 from .pictures import as_finite, as_integers, cluster_name, clusters_in
 from .run_data import centre_distances, confidence
 from .training import progress
 
 # %% ../nbs/core/35_curation.ipynb #b5dd2d6c
+_WAYS = ('kmeans', 'modes')
+
+def _kmeans(x, n, seed):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)     # it says in many words what the error below says in one line
+        found = KMeans(n, n_init=10, random_state=seed).fit_predict(x)
+    if (k := len(np.unique(found))) < n: raise InputError(f'{n} parts of a cluster whose samples lie on {k} points; expected at most {k}')
+    return found
+
+def _modes(x, n):
+    tree = tomato(x, min(10, len(x) - 1))
+    hills, immortal = len(tree.births), int((~tree.mortal).sum())
+    if not immortal <= n <= hills: raise InputError(f'{n} parts by modes, but the density of the cluster has {immortal} to {hills} hills; split it by kmeans')
+    return tree.labels(n_clusters=n)
+
 def parts_of(
     x: np.ndarray, # (m, d) float, the members of a cluster
-    n: int, # parts
+    n: int, # parts, from 2 to m
     how: str = 'kmeans', # or 'modes': the most persistent hills of their density, by ToMATo
     seed: int = 0, # of k-means
 ) -> np.ndarray: # (m,) int, 0 for the largest part
     "A cluster in parts, by falling size."
-    one_of(how, ('kmeans', 'modes'), 'way to split')
+    one_of(how, _WAYS, 'way to split')
     if not 2 <= n <= len(x): raise InputError(f'{n} parts of a cluster with {len(x):,} samples; expected 2 to {len(x):,}')
-    if how == 'kmeans': found = KMeans(n, n_init=10, random_state=seed).fit_predict(x)
-    else:
-        tree = tomato(x, min(10, len(x) - 1))
-        hills, immortal = len(tree.births), int((~tree.mortal).sum())
-        if not immortal <= n <= hills: raise InputError(f'{n} parts by modes, but the density of the cluster has {immortal} to {hills} hills; split it by kmeans')
-        found = tree.labels(tau=tree.tau_for(n))
-    sizes = np.bincount(found, minlength=n)
-    return np.argsort(np.argsort(-sizes, kind='stable'))[found]
+    found = _kmeans(x, n, seed) if how == 'kmeans' else _modes(x, n)
+    return np.argsort(np.argsort(-np.bincount(found, minlength=n), kind='stable'))[found]
 
 # %% ../nbs/core/35_curation.ipynb #92cf0ab4
-_FORMAT = 1
-_FIELDS = dict(rename=dict(cluster=int, name=str), merge=dict(clusters=list), split=dict(cluster=int, n=int, how=str, seed=int, into=list), move=dict(ids=list, cluster=int))
+_FORMAT, _MOST = 1, 1 << 30     # bytes that ids or labels may unpack to
+_FIELDS = dict(rename=dict(cluster=int, name=str), merge=dict(clusters=[int]), split=dict(cluster=int, n=int, how=str, seed=int, into=[int]), move=dict(ids=[str], cluster=int))
 
-def _packed(value) -> str: return base64.b64encode(zlib.compress(json.dumps(value, ensure_ascii=False).encode(), 6)).decode()
+def digest(
+    labels: np.ndarray, # (n,) int
+) -> str: # 32 hex digits
+    "What tells equal labels."
+    return hashlib.blake2b(np.ascontiguousarray(labels, np.int64).tobytes(), digest_size=16).hexdigest()
+
+def _seal(script):
+    "A digest of what a script says, however it is laid out."
+    return hashlib.blake2b(json.dumps({k: v for k, v in script.items() if k != 'seal'}, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+def _packed(value) -> str: return base64.b64encode(zlib.compress(json.dumps(value).encode(), 6)).decode()
 
 def _unpacked(text: str, kind: type, most: int) -> list:
     "A list of `kind` of at most so many bytes."
     opened = zlib.decompressobj()
-    data = opened.decompress(base64.b64decode(text, validate=True), most)
-    if not opened.eof: raise ValueError('it is longer than it says')
-    value = json.loads(data)
-    if not isinstance(value, list) or not all(type(v) is kind for v in value): raise ValueError(f'expected a list of {kind.__name__}')
+    data = opened.decompress(base64.b64decode(text, validate=True), min(most, _MOST))
+    if not opened.eof: raise ValueError('what is packed has no end, or is longer than it can be')
+    return _list_of(kind, json.loads(data))
+
+def _list_of(kind, value):
+    if type(value) is not list or not all(type(v) is kind for v in value): raise ValueError(f'expected a list of {kind.__name__}')
     return value
 
-def digest(
-    labels: np.ndarray, # (n,) int
-) -> str:
-    "What tells equal labels."
-    return hashlib.blake2b(np.ascontiguousarray(labels, np.int64).tobytes(), digest_size=16).hexdigest()
-
+# %% ../nbs/core/35_curation.ipynb #c0de35a1
 def _checked_edit(edit):
-    fields = _FIELDS[edit['kind']]
+    fields = _FIELDS.get(edit['kind'])
+    if fields is None: raise ValueError(f'unknown edit {edit["kind"]!r}')
     if set(edit) != {'kind', *fields}: raise ValueError(f'{edit["kind"]} has {", ".join(sorted(edit))}')
     for k, kind in fields.items():
-        if type(edit[k]) is not kind: raise ValueError(f'{k} is a {type(edit[k]).__name__}')
-    for k, kind in (('ids', str), ('clusters', int), ('into', int)):
-        if not all(type(v) is kind for v in edit.get(k, [])): raise ValueError(f'{k} holds something else than {kind.__name__}')
+        kind, values = (kind[0], edit[k]) if isinstance(kind, list) else (kind, [edit[k]])
+        if any(kind is int and not -1 <= v < 1 << 32 for v in _list_of(kind, values)): raise ValueError(f'{k} is out of range')
+    if edit['kind'] == 'split' and (edit['how'] not in _WAYS or edit['seed'] < 0 or len(edit['into']) != edit['n'] or min(edit['into'], default=-1) < 0): raise ValueError('a split that cannot be')
+
+def _opened(script) -> dict:
+    "What a script of this format holds, or an error of any kind."
+    if script['seal'] != _seal(script): raise ValueError('its seal is broken')
+    n, names = script['n'], script['names']
+    if type(n) is not int or not 0 < n < 1 << 31: raise ValueError(f'n is {n!r}')
+    ids, labels = _unpacked(script['ids'], str, 4100 * n), _unpacked(script['labels'], int, 30 * n)
+    if len(ids) != n or len(labels) != n: raise ValueError(f'{len(ids)} ids and {len(labels)} labels for {n} samples')
+    for edit in script['edits']: _checked_edit(edit)
+    return dict(ids=np.array(ids), labels=np.array(labels, np.int64), edits=script['edits'], names=dict(zip(map(int, names), _list_of(str, list(names.values())))), result=script['result'])
 
 def read_script(
     path: str | Path, # as `Curation.save` writes it
-) -> dict: # ids, labels, edits, result
-    "A script of edits; a damaged one is kept aside under another name, and refused."
+) -> dict: # ids, labels, edits, names, result
+    "A script of edits. A damaged one is kept aside under another name and refused; one of a later format is refused and stays."
     path = Path(path)
     if not path.is_file(): raise InputError(f'there is no {path}')
     try:
-        script = json.loads(path.read_text(encoding='utf-8'))
-        if type(script['format']) is not int: raise ValueError(f'its format is {script["format"]!r}')
-        if script['format'] > _FORMAT: raise InputError(f'{path} is of format {script["format"]}, which this version does not know; install a newer nmc_workbench')
-        n = script['n']
-        if type(n) is not int or not 0 < n < 1 << 31: raise ValueError(f'n is {n!r}')
-        ids, labels = _unpacked(script['ids'], str, 4100 * n), _unpacked(script['labels'], int, 30 * n)
-        if len(ids) != n or len(labels) != n: raise ValueError(f'{len(ids)} ids and {len(labels)} labels for {n} samples')
-        for edit in script['edits']: _checked_edit(edit)
-        return dict(ids=np.array(ids), labels=np.array(labels, np.int64), edits=script['edits'], result=str(script['result']))
-    except InputError: raise
+        script = json.loads(path.read_bytes().decode('utf-8', 'surrogatepass'))
+        known = script['format']
+        if type(known) is not int or known < 1: raise ValueError(f'its format is {known!r}')
+        if known <= _FORMAT: return _opened(script)
+    except OSError as e: raise InputError(f'cannot read {path}: {e.strerror}') from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, zlib.error) as e:
-        raise InputError(f'{path} is damaged ({" ".join(str(e).split())[:120]}); it is kept as {_aside(path)}, and nothing of it was applied') from None
+        raise InputError(f'{path} is damaged ({_why(e)}); {_aside(path)}, and nothing of it was applied') from None
+    raise InputError(f'{path} is of format {known}, which this version does not know; install a newer nmc_workbench')
+
+def _why(e): return f'no {e.args[0]!r} in it' if isinstance(e, KeyError) else ' '.join(str(e).split())[:120]
 
 def _aside(path):
-    "Give the file a name that is free."
-    other = next(p for i in range(1, 10_000) if not (p := path.with_name(f'{path.name}.damaged' + (f'.{i}' if i > 1 else ''))).exists())
-    os.replace(path, other)
-    return other.name
+    "Give the file a name that is free, and say which."
+    other = next(p for i in count(1) if not os.path.lexists(p := path.with_name(f'{path.name}.damaged' + (f'.{i}' if i > 1 else ''))))
+    try: os.replace(path, other)
+    except OSError as e: return f'it stays, as it cannot be renamed ({e.strerror})'
+    return f'it is kept as {other.name}'
 
 # %% ../nbs/core/35_curation.ipynb #e52b195a
 _RESERVED = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.I)
 
 def safe_name(
     text: str, # any
-    longest: int = 60, # characters
+    longest: int = 60, # bytes, in UTF-8: file systems count them, at most 255
 ) -> str: # a file name on any system; it cannot name another folder
     "Text as the name of a file or folder: letters, digits, space and ._- stay."
     text = unicodedata.normalize('NFC', str(text))
-    kept = ''.join(c if c.isalnum() or c in ' ._-' else '_' for c in text)[:longest].strip(' .')
+    kept = ''.join(c if c.isalnum() or c in ' ._-' else '_' for c in text).encode()[:longest].decode(errors='ignore').strip(' .')
     return f'_{kept}' if not kept or _RESERVED.match(kept) else kept
 
 # %% ../nbs/core/35_curation.ipynb #6177b234
@@ -128,13 +156,16 @@ class Curation:
         class_labels=None, # (n,) int, for scores; -1: unknown
         seed: int = 0, # of k-means in splits
     ):
-        self.ids, self.start = np.asarray(ids, dtype=str), as_integers(labels, 'labels', len(ids)).clip(-1)
+        self.ids = np.asarray(ids, dtype=str)
+        if self.ids.ndim != 1: raise InputError(f'ids have shape {self.ids.shape}; expected (n,)')
+        self.start = as_integers(labels, 'labels', len(self.ids)).clip(-1)
+        if (most := int(self.start.max(initial=-1))) >= 1 << 31: raise InputError(f'labels go up to {most}; expected numbers of clusters below 2^31')
         self.embedding = as_finite(embedding, 'embedding', len(self.ids))
         self.class_labels = None if class_labels is None else as_integers(class_labels, 'class_labels', len(self.ids))
         self._position = {k: i for i, k in enumerate(self.ids.tolist())}
         if len(self._position) < len(self.ids): raise InputError(f'{len(self.ids) - len(self._position)} ids occur more than once; expected a name of its own for every sample')
-        self.seed, self.labels, self.names, self.skipped = seed, self.start.copy(), {}, []
-        self._done, self._undone, self._next = [], [], int(self.start.max(initial=-1)) + 1
+        self.seed, self.labels, self.names, self.skipped = _seed(seed), self.start.copy(), {}, []
+        self._done, self._undone, self._next = [], [], most + 1
 
     def __repr__(self): return f'Curation({len(self.ids):,} samples, {len([k for k in self.clusters if k >= 0])} clusters, {len(self.edits)} edits)'
 
@@ -159,17 +190,17 @@ class Curation:
         return self._next
 
     def rename(self, cluster: int, name: str):
-        "Call a cluster something, in at most 300 characters of one line; an empty name takes its name away."
-        self._known(cluster)
+        "Call a cluster something: at most 300 characters, with every run of white space made one space; an empty name takes its name away."
+        cluster = self._known(cluster)
         if not isinstance(name, str): raise InputError(f'name is a {type(name).__name__}; expected text')
         name = ' '.join(name.replace('\0', ' ').split())
         if len(name) > 300: raise InputError(f'the name has {len(name)} characters; expected at most 300')
         names = {k: v for k, v in self.names.items() if k != cluster}
-        self._do(dict(kind='rename', cluster=int(cluster), name=name), np.zeros(0, int), 0, names | ({cluster: name} if name else {}))
+        self._do(dict(kind='rename', cluster=cluster, name=name), np.zeros(0, int), 0, names | ({cluster: name} if name else {}))
 
     def merge(self, clusters):
         "Make clusters one: it has the smallest of their numbers, and its name if it has one, else the first there is."
-        clusters = sorted({int(k) for k in clusters})
+        clusters = sorted({_whole(k, 'cluster') for k in (clusters if np.iterable(clusters) else [clusters])})
         if len(clusters) < 2: raise InputError(f'merging {clusters}; expected at least two different clusters')
         for k in clusters: self._known(k)
         into, named = clusters[0], [self.names[k] for k in clusters if k in self.names]
@@ -180,22 +211,21 @@ class Curation:
         cluster: int, # whose samples
         n: int = 2, # parts
         how: str = 'kmeans', # or 'modes': the hills of their density
-        into: list[int] | None = None, # numbers of the parts, the largest first; None: its own, then new ones
-        seed: int | None = None, # of k-means; None: the curation's
     ):
-        "Split a cluster; its largest part keeps number and name."
+        "Split a cluster; its largest part keeps number and name, the others get numbers that no cluster has had."
+        self._split(self._known(cluster), _whole(n, 'n'), how, self.seed)
+
+    def _split(self, cluster, n, how, seed, into=None):
         mine = np.flatnonzero(self.labels == self._known(cluster))
-        seed = self.seed if seed is None else seed
         part = parts_of(self.embedding[mine], n, how, seed)
-        into = [int(cluster), *range(self._next, self._next + n - 1)] if into is None else into
-        if len(into) != n: raise InputError(f'{len(into)} numbers for {n} parts; expected one for each')
-        self._do(dict(kind='split', cluster=int(cluster), n=int(n), how=how, seed=seed, into=into), mine, np.array(into)[part], self.names)
+        into = into or [cluster, *range(self._next, self._next + n - 1)]
+        self._do(dict(kind='split', cluster=cluster, n=n, how=how, seed=seed, into=into), mine, np.array(into)[part], self.names)
 
     def move(self, ids, cluster: int):
         "Move samples to a cluster that exists, to a `new_cluster()`, or to noise (-1)."
-        index = self._positions(ids)
+        index, cluster = self._positions(ids), _whole(cluster, 'cluster')
         if cluster not in (-1, self._next): self._known(cluster)
-        self._do(dict(kind='move', ids=self.ids[index].tolist(), cluster=int(cluster)), index, cluster, self.names)
+        self._do(dict(kind='move', ids=self.ids[index].tolist(), cluster=cluster), index, cluster, self.names)
 
     def noise(self, ids):
         "Mark samples as noise."
@@ -226,17 +256,22 @@ class Curation:
         self._done.append(done)
 
     def _known(self, cluster):
-        if cluster < 0 or not (self.labels == cluster).any():
-            known = ', '.join(str(k) for k in self.clusters[:30] if k >= 0)
-            raise InputError(f'{"noise is not a cluster; move its samples to one" if cluster < 0 else f"no sample is in cluster {cluster}"}; clusters: {known}{" ..." if len(self.clusters) > 30 else ""}')
-        return cluster
+        cluster = _whole(cluster, 'cluster')
+        if cluster >= 0 and (self.labels == cluster).any(): return cluster
+        known = [str(k) for k in self.clusters if k >= 0]
+        wrong = 'noise is not a cluster; move its samples to one' if cluster < 0 else f'no sample is in cluster {cluster}'
+        raise InputError(f'{wrong}; clusters: {", ".join(known[:30]) or "none"}{" ..." if len(known) > 30 else ""}')
 
     def _positions(self, ids):
-        ids = [ids] if isinstance(ids, str) else list(ids)
+        ids = [str(i) for i in (ids if np.iterable(ids) and not isinstance(ids, str) else [ids])]
         if not ids: raise InputError('no ids were given; expected at least one')
         unknown = [i for i in ids if i not in self._position]
-        if unknown: raise InputError(f'{len(unknown)} of {len(ids)} ids are not in this run, such as {str(unknown[0])[:80]!r}; expected ids such as {str(self.ids[0])[:80]!r}')
+        if unknown: raise InputError(f'{len(unknown)} of {len(ids)} ids are not in this run, such as {unknown[0][:80]!r}; expected ids such as {str(self.ids[0])[:80]!r}')
         return np.unique([self._position[i] for i in ids])
+
+    def changed_from_start(self) -> np.ndarray: # str, in the run's order
+        "The ids whose label is another than at the start."
+        return self.ids[self.labels != self.start]
 
     def sizes(self) -> dict: # {cluster: samples}
         "How many samples each cluster has."
@@ -248,13 +283,15 @@ class Curation:
         known = np.zeros(0, bool) if self.class_labels is None else self.class_labels >= 0
         return scores(self.class_labels[known], self.labels[known]) if known.any() else {}
 
-    def confidence(self) -> np.ndarray: # (n,) float32 in [0, 1]
+    def confidence(self) -> np.ndarray: # (n,) float32 in [0, 1]; 0 for noise
         "How surely each sample is in its cluster, as `run_data.confidence` has it."
-        return confidence(*centre_distances(self.embedding, self.labels))
+        return np.where(self.labels < 0, np.float32(0), confidence(*centre_distances(self.embedding, self.labels)))
 
     def save(self, path: str | Path):
         "Write the script, whole or not at all."
-        write_json(path, dict(format=_FORMAT, n=len(self.ids), ids=_packed(self.ids.tolist()), labels=_packed(self.start.tolist()), edits=self.edits, result=digest(self.labels)))
+        script = dict(format=_FORMAT, n=len(self.ids), edits=self.edits, names={str(k): v for k, v in self.names.items()}, result=digest(self.labels), ids=_packed(self.ids.tolist()), labels=_packed(self.start.tolist()))
+        text = json.dumps(script | dict(seal=_seal(script)), indent=1, ensure_ascii=False) + '\n'
+        with write_file(path) as f: f.write(text.encode('utf-8', 'surrogatepass'))      # a file's name need not be UTF-8
 
     @classmethod
     def load(cls,
@@ -265,104 +302,136 @@ class Curation:
         class_labels=None, # (n,) int
     ) -> 'Curation': # `skipped` says in words what could not be carried over
         "Replay a script, on the run it was made on or on a newer one."
-        script, self = read_script(path), cls(ids, labels, embedding, class_labels)
-        if len(self.ids) == len(script['ids']) and (self.ids == script['ids']).all() and (self.start == script['labels']).all():
-            for edit in script['edits']: self._replay(edit)
-            if digest(self.labels) != script['result']: raise InputError(f'{path} leads to other labels here than where it was saved, though the run is the same: its embedding has changed, or a library; take the labels from labels.csv instead')
-        else: _Carried(self, script).all()
+        self = cls(ids, labels, embedding, class_labels)
+        script = read_script(path)
+        same = np.array_equal(self.ids, script['ids']) and np.array_equal(self.start, script['labels'])
+        self._replay(path, script) if same else _Carried(self, script).all()
         return self
 
-    def _replay(self, edit):
-        kind, args = edit['kind'], {k: v for k, v in edit.items() if k != 'kind'}
-        if kind == 'move' and args['cluster'] > self._next: self._next = args['cluster']      # after edits that were undone
-        getattr(self, kind)(**args)
+    def _replay(self, path, script):
+        for i, edit in enumerate(script['edits'], 1):
+            try: self._again(**edit)
+            except InputError as e: raise InputError(f'{path} cannot be replayed, though the run is the same: edit {i}, {edit["kind"]}: {e}') from None
+        if digest(self.labels) == script['result'] and self.names == script['names']: return
+        raise InputError(f'{path} leads to other labels here than where it was saved, though the run is the same: its embedding has changed, or a library; take the labels from labels.csv instead')
+
+    def _again(self, kind, **args):
+        if kind == 'move': self._next = max(self._next, args['cluster'])      # the numbers between were of edits that were undone
+        getattr(self, '_split' if kind == 'split' else kind)(**args)
 
     def export_labels(self,
         path: str | Path, # of a CSV file
         paths=None, # n paths of image files; None: left empty
     ):
         "Write id, path, cluster, name and confidence of every sample, in the run's order."
+        paths = [''] * len(self.ids) if paths is None else [str(p) for p in paths]
+        if len(paths) != len(self.ids): raise InputError(f'{len(paths):,} paths for {len(self.ids):,} samples; expected one each')
         text = io.StringIO(newline='')
-        rows = csv.writer(text)
+        rows, labels = csv.writer(text), self.labels.tolist()
         rows.writerow(['id', 'path', 'cluster', 'name', 'confidence'])
-        names = [self.names.get(k, '') for k in self.labels.tolist()]
-        rows.writerows(zip(self.ids.tolist(), [''] * len(self.ids) if paths is None else map(str, paths), self.labels.tolist(), names, (f'{c:.4f}' for c in self.confidence().tolist())))
-        with write_file(path) as f: f.write(text.getvalue().encode('utf-8', 'surrogatepass'))
+        rows.writerows(zip(self.ids.tolist(), paths, labels, [self.names.get(k, '') for k in labels], (f'{c:.4f}' for c in self.confidence().tolist())))
+        with write_file(path) as f: f.write(text.getvalue().encode('utf-8', 'backslashreplace'))     # one file name that is not UTF-8 must not spoil the others
 
     def export_folders(self,
         folder: str | Path, # made here; must be empty if it is there
-        images, # `Images`, n of them
+        images, # `Images`, those of this run
+        link: bool = False, # for sets of files: symbolic links instead of copies
     ):
         "Write every image into the folder of its cluster: the file itself for sets of files, a PNG for arrays. The folder appears when all is written."
-        folder = Path(folder)
-        if len(images) != len(self.ids): raise InputError(f'{len(images):,} images for {len(self.ids):,} samples; expected one each')
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise InputError(f'{folder} is there already, and not empty; move it away or name another folder')
+        folder = Path(folder).expanduser().resolve()
+        self._can_export(folder, images, link)
         work = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
         try:
-            with progress(len(images), 'export') as bar: self._write_images(work, images, bar)
-            if folder.exists(): folder.rmdir()
-            os.replace(work, folder)
+            with clear_errors(folder), progress(len(images), 'export') as bar:
+                self._write_images(work, images, link, bar)
+                if folder.exists(): folder.rmdir()
+                os.replace(work, folder)
         finally: shutil.rmtree(work, ignore_errors=True)
 
-    def _write_images(self, work, images, bar):
-        paths, digits, used = images.paths, len(str(max(self._next - 1, 1))), set()
+    def _can_export(self, folder, images, link):
+        if len(images) != len(self.ids): raise InputError(f'{len(images):,} images for {len(self.ids):,} samples; expected one each')
+        if not np.array_equal(images.ids, self.ids): raise InputError(f'the images have other ids than the samples, such as {str(images.ids[0])[:80]!r} and {str(self.ids[0])[:80]!r} for the first; give the images of this run in its order')
+        if images.is_points: raise InputError('these are points, not images; export_labels writes their clusters')
+        if link and images.paths is None: raise InputError('link=True needs images that are files, and these are arrays; leave it out')
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise InputError(f'{folder} is there already, and not empty; move it away or name another folder')
+
+    def _write_images(self, work, images, link, bar):
+        paths, digits = images.paths, max(2, len(str(max(self.clusters))))
         for k in self.clusters:
-            place = work / (safe_name(f'{k:0{digits}} {self.names.get(k, "")}'.strip()) if k >= 0 else cluster_name(k))
+            place, used = work / (safe_name(f'{k:0{digits}} {self.names.get(k, "")}') if k >= 0 else cluster_name(k)), set()
             place.mkdir(parents=True)
             for i in np.flatnonzero(self.labels == k).tolist():
-                suffix = '.png' if paths is None else paths[i].suffix.lower()
-                stem = safe_name(Path(self.ids[i]).with_suffix('') if paths is not None else self.ids[i], 120)
-                name = place / f'{stem}{suffix}'
-                if name in used: name = place / f'{stem} {i}{suffix}'
-                used.add(name)
-                if paths is not None: shutil.copyfile(paths[i], name)
-                else: _as_image(images.subset([i]).pixels[0].cpu().numpy()).save(name)
+                stem, suffix = (str(self.ids[i]), '.png') if paths is None else os.path.splitext(self.ids[i])
+                name = place / _free(safe_name(stem, 120), suffix.lower(), i, used)
+                if paths is None: _as_image(images.take(torch.tensor([i]))[0].cpu().numpy()).save(name)
+                else: _copied(paths[i], name, link)
                 bar.update()
 
-def _as_image(pixels): return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels[:3].transpose(1, 2, 0))
+def _whole(value, what) -> int:
+    try: return operator.index(value)
+    except TypeError: raise InputError(f'{what} is {" ".join(repr(value).split())[:80]}; expected a whole number') from None
+
+def _seed(seed) -> int:
+    if 0 <= _whole(seed, 'seed') < 1 << 32: return int(seed)
+    raise InputError(f'seed={seed}; expected 0 to {(1 << 32) - 1}')
+
+def _free(stem, suffix, i, used):
+    "A file name that no other has, in whatever case: some systems do not tell A from a."
+    name = next(n for n in chain([stem + suffix], (f'{stem} {j}{suffix}' for j in count(i))) if n.casefold() not in used)
+    used.add(name.casefold())
+    return name
+
+def _copied(source, to, link):
+    if not source.is_file(): raise InputError(f'the image {source} is not there any more; bring it back, or export the labels')
+    to.symlink_to(source.resolve()) if link else shutil.copyfile(source, to)
+
+def _as_image(pixels): return Image.fromarray(pixels[0] if len(pixels) < 3 else pixels[:3].transpose(1, 2, 0))
 
 # %% ../nbs/core/35_curation.ipynb #07c217c7
 class _Carried:
-    "A script carried over to other clusters."
+    "A script carried over to other clusters: `to` gives the number here of each of the script's."
     def __init__(self, curation, script):
         self.c, self.edits = curation, script['edits']
         _, mine, theirs = np.intersect1d(curation.ids, script['ids'], return_indices=True)
         old, new = script['labels'][theirs], curation.start[mine]
         both = (old >= 0) & (new >= 0)
-        self.known, self.to = set(script['labels'].tolist()), _matched(old[both], new[both])
+        self.made, self.to = set(script['labels'].tolist()), _matched(old[both], new[both])
 
     def all(self):
-        "Replay what can be."
-        for edit in self.edits:
-            try: self.one(edit)
-            except InputError as e: self.c.skipped.append(f'{edit["kind"]} left out: {e}')
+        "Replay what can be, and say what cannot."
+        lost = [str(k) for k in sorted(self.made) if k >= 0 and k not in self.to]
+        if lost: self.c.skipped.append(f'without a counterpart in this run: cluster{"s" * (len(lost) > 1)} {", ".join(lost[:30])}{" ..." if len(lost) > 30 else ""} of the script')
+        for i, edit in enumerate(self.edits, 1):
+            try: getattr(self, f'_{edit["kind"]}')(edit)
+            except InputError as e: self.c.skipped.append(f'edit {i}, {edit["kind"]}, left out: {e}')
 
     def of(self, k):
         if k in self.to or k < 0: return self.to.get(k, -1)
         raise InputError(f'cluster {k} of the script has no counterpart in this run')
 
-    def one(self, edit):
-        kind = edit['kind']
-        if kind == 'rename': return self.c.rename(self.of(edit['cluster']), edit['name'])
-        if kind == 'merge': return self._merge(edit['clusters'])
-        if kind == 'split':
-            self.c.split(self.of(edit['cluster']), edit['n'], edit['how'], seed=edit['seed'])
-            return self.to.update(zip(edit['into'], self.c.edits[-1]['into']))
-        here = [i for i in edit['ids'] if i in self.c._position]
-        if edit['cluster'] >= 0 and edit['cluster'] not in self.to and edit['cluster'] not in self.known: self.to[edit['cluster']] = self.c.new_cluster()
-        self.c.move(here, self.of(edit['cluster']))
-        if len(here) < len(edit['ids']): self.c.skipped.append(f'move: {len(edit["ids"]) - len(here)} of {len(edit["ids"])} samples are not in this run')
+    def _rename(self, edit): self.c.rename(self.of(edit['cluster']), edit['name'])
 
-    def _merge(self, clusters):
-        "The counterparts become one, which the script's number then stands for."
-        there = [self.of(k) for k in clusters]
+    def _merge(self, edit):
+        there = [self.of(k) for k in edit['clusters']]
         self.c.merge(there)
-        self.to.update(dict.fromkeys(clusters, min(there)))
+        self.to.update(dict.fromkeys(edit['clusters'], min(there)))
+
+    def _split(self, edit):
+        self.made.update(edit['into'])
+        self.c._split(self.of(edit['cluster']), edit['n'], edit['how'], edit['seed'])
+        self.to.update(zip(edit['into'], self.c.edits[-1]['into']))
+
+    def _move(self, edit):
+        "A number that is neither of the script's start nor of a split was made by the move."
+        here, k = [i for i in edit['ids'] if i in self.c._position], edit['cluster']
+        if not here: raise InputError(f'none of its {len(edit["ids"]):,} samples is in this run')
+        new = k >= 0 and k not in self.to and k not in self.made
+        to = self.c.new_cluster() if new else self.of(k)
+        self.c.move(here, to)
+        if new: self.to[k] = to
+        if len(here) < len(edit['ids']): self.c.skipped.append(f'move: {len(edit["ids"]) - len(here):,} of {len(edit["ids"]):,} samples are not in this run')
 
 def _matched(old: np.ndarray, new: np.ndarray) -> dict:
     "Clusters of one labelling to those of another, one to one, by the largest total overlap."
     if not len(old): return {}
-    (a, i), (b, j) = np.unique(old, return_inverse=True), np.unique(new, return_inverse=True)
-    counts = np.zeros((len(a), len(b)), int)
-    np.add.at(counts, (i, j), 1)
-    return {int(a[r]): int(b[c]) for r, c in zip(*linear_sum_assignment(-counts)) if counts[r, c]}
+    return {a: b for a, b in match(new, old).items() if ((old == a) & (new == b)).any()}

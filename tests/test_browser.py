@@ -68,7 +68,7 @@ def test_a_sitting(page, lab, runs):
     near = [point(page, i) for i in (3, 11)]
     seconds_until(page, lambda: lasso(page, around(near)), '.nmc-tiles')
     page.locator('.nmc-about', has_text='drawn around').wait_for()
-    marked = int(page.locator('.nmc-map').get_attribute('data-marked'))
+    marked = int(page.locator('.nmc-map').first.get_attribute('data-marked'))
     assert marked >= 2 and page.locator('.nmc-tile').count() == min(marked, 96) and f'{marked:,} of 300' in about(page)
     # a cell of the matrix
     cells = page.locator('.js-plotly-plot', has=page.locator('.heatmaplayer')).first
@@ -140,7 +140,7 @@ explorer = Explorer({str(runs / "digits")!r}, map_method='pca')
 explorer''', 'explorer.selection = explorer.run.ids[[5, 9]]', 'print("selected:", *explorer.selection)')
     run_all(page, lab('code.ipynb'))
     page.locator('.nmc-about', has_text='2 of 300').wait_for()
-    assert page.locator('.nmc-tile').count() == 2 and page.locator('.nmc-map').get_attribute('data-marked') == '2'
+    assert page.locator('.nmc-tile').count() == 2 and page.locator('.nmc-map').first.get_attribute('data-marked') == '2'
     ids = np.load(runs / 'digits/ids.npy')
     page.get_by_text(f'selected: {ids[5]} {ids[9]}').first.wait_for()
 
@@ -166,7 +166,7 @@ def test_the_app(page, runs, tmp_path):
         page.goto(f'http://127.0.0.1:{port}/')
         assert page.locator('.nmc-map').count() == 0 and 'login' in page.url
         page.goto(f'http://127.0.0.1:{port}/?token=secret')
-        page.locator('.nmc-map').wait_for()
+        page.locator('.nmc-map').first.wait_for()
         drawn(page, '.nmc-map'), drawn(page, '.nmc-tiles')
         page.locator('.js-plotly-plot').nth(2).wait_for()
         seconds_until(page, lambda: page.locator('.nmc-clusters select').select_option(index=[0]), '.nmc-tiles')

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
-import api_page  # noqa: E402
+from argument_comments import comments  # noqa: E402
 import tables  # noqa: E402
 
 NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(q.startswith(('.', '_')) for q in p.relative_to(ROOT).parts))
@@ -45,10 +45,10 @@ def test_parameters_cell_is_the_config(path):
     tagged = [c for c in read(path)['cells'] if 'parameters' in c['metadata'].get('tags', [])]
     assert len(tagged) == 1                                                                    # else papermill's -p is silently overwritten
     config = config_of(path)
-    hints, comments = typing.get_type_hints(config), api_page.comments(config)
-    assert all(comments.get(f.name) for f in fields(config))
+    hints, said = typing.get_type_hints(config), comments(config)
+    assert all(said.get(f.name) for f in fields(config))
     def kind(t): return next(k for k in (*typing.get_args(t), t) if k is not type(None)).__name__
-    wanted = [f'{f.name}: {kind(hints[f.name])} = {f.default!r}  # {comments[f.name]}' for f in fields(config)]
+    wanted = [f'{f.name}: {kind(hints[f.name])} = {f.default!r}  # {said[f.name]}' for f in fields(config)]
     assert source(tagged[0]).splitlines() == wanted
 
 

@@ -53,7 +53,7 @@ def drag_around(page, share):
     return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
 
 
-def marked(page): return int(page.locator('.nmc-map').get_attribute('data-marked') or 0)
+def marked(page): return int(page.locator('.nmc-map').first.get_attribute('data-marked') or 0)
 
 
 def about(page, wanted, low=.02, high=1.):
