@@ -198,7 +198,7 @@ def test_files_are_copied_as_they_are(tmp_path):
     images = load('folder', root=tmp_path / 'data')
     c = Curation(images.ids, [0] * 6, np.random.default_rng(0).normal(size=(6, 2)))
     c.export_folders(tmp_path / 'out', images)
-    copies = sorted((tmp_path / 'out/0').iterdir())
+    copies = sorted((tmp_path / 'out/00').iterdir())
     assert sorted(p.read_bytes() for p in copies) == sorted(p.read_bytes() for p in images.paths) and len(copies) == 6        # a/0.png and b/0.png both
 
 
