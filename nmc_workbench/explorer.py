@@ -109,7 +109,7 @@ class _Screen:
         "One line under the buttons."
         self.message.value = f'<span style="color:{"#b00020" if wrong else "#1b6e3c"};line-height:1.3;display:inline-block">{escape(text)}</span>' if text else ''
 
-# %% ../nbs/core/37c_explorer.ipynb #512352b0
+# %% ../nbs/core/37c_explorer.ipynb #13997d86
 class _Views:
     "The parts of an explorer that follow its state."
 
@@ -147,6 +147,7 @@ class _Views:
         if everyone:
             self.page, part, pages = page_of(len(self.clusters), self.page, self.rows)
             index, starts = by_cluster(self.labels, self.clusters[part], order, self.own, self.sure, self.each)
+            self._headed = self.clusters[part]
             headings = [(s, f'{self._called(k, 60)} · {n:,}', colour_of(k)) for s, k, n in zip(starts, self.clusters[part], self._sizes[part])]
         else:
             self.page, part, pages = page_of(len(self.selected), self.page, self.per_page)
@@ -261,7 +262,7 @@ class _Edits:
         self.say(f'{len(self.run):,} images are in {folder}')
         return folder
 
-# %% ../nbs/core/37c_explorer.ipynb #58ce8ff4
+# %% ../nbs/core/37c_explorer.ipynb #208e615f
 class Explorer(_Screen, _Views, _Edits):
     "A run to look at and to curate; `explorer.ui` is the widget."
     per_page, rows, each = 96, 10, 12      # tiles of a selection on a page; clusters on a page, and tiles of each
@@ -307,6 +308,7 @@ class Explorer(_Screen, _Views, _Edits):
         curves = curves_figure(run.rows)
         self.curves = None if curves is None else live_figure(curves, config=dict(displayModeBar=False))
         self.tiles.on_click(lambda i: self._try(lambda: self._toggle(i)))
+        self.tiles.on_heading(lambda j: self._try(lambda: self.choose([self._headed[j]])))
         self._menus()
         self._relabelled()
 

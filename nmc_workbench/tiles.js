@@ -29,7 +29,8 @@ export default { render({model, el}) {
     for (let k = 0; k < s.index.length; k++) {
       if (heads.has(k)) {
         const [, text, colour] = heads.get(k);
-        const head = make(box, 'div', 'margin:5px 2px 1px;font-weight:bold;overflow:hidden;text-overflow:ellipsis;white-space:nowrap', {title: text});
+        const head = make(box, 'div', 'margin:5px 2px 1px;font-weight:bold;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;cursor:pointer', {className: 'nmc-head', title: text});
+        head.dataset.j = s.headings.findIndex(h => h[0] === k);
         make(head, 'span', `color:${colour}`, {textContent: '⬤ '});
         make(head, 'span', '', {textContent: text});
         row = make(box, 'div', 'white-space:nowrap;overflow:hidden');        // a cluster's tiles keep to one line
@@ -41,7 +42,10 @@ export default { render({model, el}) {
     mark();
     box.dataset.drawn = (+box.dataset.drawn || 0) + 1;
   }
-  box.onclick = e => { const t = e.target.closest('.nmc-tile'); if (t) model.send({click: +t.dataset.i}); };
+  box.onclick = e => {
+    const t = e.target.closest('.nmc-tile'), h = e.target.closest('.nmc-head');
+    if (t) model.send({click: +t.dataset.i}); else if (h) model.send({heading: +h.dataset.j});
+  };
   const forget = follow(model, (state, keys) => { s = state; if (keys.has('sprite')) show(); else if (keys.has('marked')) mark(); });
   return () => { forget(); turn++; if (address) URL.revokeObjectURL(address); };
 } };

@@ -43,7 +43,7 @@ def sprite(
 
 # %% ../nbs/core/33f_tiles.ipynb #746dd95c
 class Tiles(PageWidget):
-    "One page of images at a time; `on_click` is given the position of a sample."
+    "One page of images at a time; `on_click` is given the position of a sample, `on_heading` the place of a heading."
     script = 'tiles.js'
 
     def __init__(self,
@@ -53,7 +53,8 @@ class Tiles(PageWidget):
     ):
         super().__init__()
         self.images = None if images is None or getattr(images, 'is_points', False) else images
-        self.ids, self.width, self._click, self.shown = ids, width, None, np.zeros(0, int)
+        self.ids, self.width, self.shown = ids, width, np.zeros(0, int)
+        self._click = self._heading = None
         self.show([])
 
     def show(self,
@@ -81,9 +82,11 @@ class Tiles(PageWidget):
         self.tell(marked=np.intersect1d(np.asarray(index, int), self.shown).tolist())
 
     def on_click(self, call): self._click = call
+    def on_heading(self, call): self._heading = call
 
     def heard(self, content, buffers):
         if self._click and content.get('click') in self.shown: self._click(int(content['click']))
+        if self._heading and content.get('heading') in range(len(self._told['headings'])): self._heading(content['heading'])
 
     def _width(self, side):
         "The width asked for, or near it a whole multiple of the image's own: every pixel then becomes an equal square."

@@ -55,6 +55,9 @@ def test_every_view_follows_one_selection(explorer):
     k, c = e._rows[row], e._columns[column]
     assert e.selected.tolist() == np.flatnonzero((e.labels == k) & (e.run.class_labels == c)).tolist() and e.matrix.figure.layout.shapes[0].x0 == column - .5
     e.map.calls['click'](-1)
+    e.tiles.heard(dict(heading=1), [])                  # a cluster's line in the gallery
+    assert e.chosen == [e.clusters[1]] and (e.labels[e.selected] == e.clusters[1]).all()
+    e.map.calls['click'](-1)
     assert not len(e.selected) and e.map.selected is None and len(e.tiles.shown)
 
 
