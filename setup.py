@@ -13,7 +13,7 @@ setup(
     name=c['lib_name'], version=c['version'], description=c['description'],
     long_description=open('README.md', encoding='utf-8').read(), long_description_content_type='text/markdown',
     author=c['author'], author_email=c['author_email'], license='MIT', keywords=c['keywords'],
-    packages=find_packages(include=['nmc_workbench', 'nmc_workbench.*']), package_data={'nmc_workbench': ['*.js']},
+    packages=find_packages(include=['nmc_workbench', 'nmc_workbench.*']), package_data={'nmc_workbench': ['**/*.js']},
     python_requires='>=' + c['min_python'],
     install_requires=shlex.split(c['requirements']), extras_require=packages,
     entry_points={'nbdev': [f"{c['lib_path']}={c['lib_path']}._modidx:d"]},

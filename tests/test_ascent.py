@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nmc_workbench.ascent import ascend
-from nmc_workbench.basics import InputError
-from nmc_workbench.potential import Potential, score
+from nmc_workbench.modes.ascent import ascend
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.modes.potential import Potential, score
 
 MU = torch.tensor([.3, -1., 2.], dtype=torch.float64)
 

@@ -9,16 +9,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode as Mode, functional as TF
 
-from nmc_workbench import imageops as ops
-from nmc_workbench.augment import (CIFAR, Affine, Augment, Blur, Brightness, CentreCrop, ColorJitter, Dice, Flip, Grey, Normalise, PadCrop, Perspective,
-                                   PointNoise, Resize, ResizedCrop, Solarise, digits_preset, preset, presets)
-from nmc_workbench.basics import InputError
+from nmc_workbench.augment import image_ops as ops
+from nmc_workbench.augment import Augment, preset, presets
+from nmc_workbench.augment.operations import Affine, Blur, Brightness, CentreCrop, ColorJitter, RandomSource, Flip, Grey, Normalise, PadCrop, Perspective, PointNoise, Resize, ResizedCrop, Solarise
+from nmc_workbench.augment.presets import CIFAR, digits_preset
+from nmc_workbench.core.errors import InputError
 
 LEVEL = 1 / 255
 
 
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
-def dice(seed=0): return Dice(seeded(seed), torch.device('cpu'))
+def dice(seed=0): return RandomSource(seeded(seed), torch.device('cpu'))
 def photos(n, c, h, w, seed=1): return torch.randint(0, 256, (n, c, h, w), dtype=torch.uint8, generator=seeded(seed))
 def floats(*size, seed=1): return torch.rand(*size, generator=seeded(seed))
 def far(a, b): return float((a - b).abs().max())
@@ -341,8 +342,8 @@ def test_preset_is_seeded_per_image_and_independent_of_pieces(name):
     same = pixels[:1].expand_as(pixels)
     views = augment(same, seeded())
     assert len(torch.unique(views.flatten(1), dim=0)) > 25           # different draws for equal images
-    base = augment.baseline
-    assert torch.equal(base(pixels), base(pixels, seeded(3))) and repr(base) == repr(base.baseline)
+    base = augment.plain
+    assert torch.equal(base(pixels), base(pixels, seeded(3))) and repr(base) == repr(base.plain)
     assert base(pixels).shape == (a.shape if name not in ('stl10_contrastive',) else pixels.shape)
     assert augment(pixels[:0], seeded()).shape == (0, *a.shape[1:])
 
@@ -364,7 +365,7 @@ def test_input_is_left_alone_and_layout_does_not_matter():
         assert far(a, preset(name)(pixels.contiguous(memory_format=torch.channels_last), seeded())) < 1e-5
     points = torch.ones(5, 2)
     preset('spiral')(points, seeded())
-    assert torch.equal(points, torch.ones(5, 2)) and torch.equal(preset('spiral').baseline(points), points)
+    assert torch.equal(points, torch.ones(5, 2)) and torch.equal(preset('spiral').plain(points), points)
 
 
 class NoHostReads(TorchDispatchMode):
@@ -421,14 +422,14 @@ def test_sizes_and_baselines():
     pixels = photos(4, 3, 40, 50)
     for name, out in [('cifar_sup', 32), ('cifar_simclr_norm', 32), ('cifar_byol', 32), ('imagenet', 96), ('stl10_contrastive', 96)]:
         assert preset(name)(pixels, seeded()).shape[2:] == (out, out)
-        assert preset(name, size=24)(pixels, seeded()).shape[2:] == preset(name, size=24).baseline(pixels).shape[2:] == (24, 24)
+        assert preset(name, size=24)(pixels, seeded()).shape[2:] == preset(name, size=24).plain(pixels).shape[2:] == (24, 24)
     assert preset('coil')(pixels, seeded()).shape[2:] == (40, 50)
-    assert far(preset('imagenet').baseline(pixels), TF.resize(pixels / 255, [96, 96], antialias=True)) < 1e-5
+    assert far(preset('imagenet').plain(pixels), TF.resize(pixels / 255, [96, 96], antialias=True)) < 1e-5
     small = photos(4, 3, 32, 32)
     theirs = TF.normalize(TF.resize(TF.center_crop(small / 255, [28, 28]), [32, 32], antialias=True), *map(list, CIFAR))
-    assert far(preset('cifar_sup').baseline(small), theirs) < 1e-4
-    assert far(preset('cifar_simclr_norm').baseline(small), TF.normalize(small / 255, *map(list, CIFAR))) < 1e-5
-    assert torch.equal(preset('coil').baseline(small), small / 255)
+    assert far(preset('cifar_sup').plain(small), theirs) < 1e-4
+    assert far(preset('cifar_simclr_norm').plain(small), TF.normalize(small / 255, *map(list, CIFAR))) < 1e-5
+    assert torch.equal(preset('coil').plain(small), small / 255)
 
 
 def test_flip_commutes_with_byols_colour():
@@ -452,7 +453,7 @@ def test_flip_commutes_with_byols_colour():
     (lambda: preset('spiral')(torch.zeros(4, 2)), ['generator']),
     (lambda: preset('spiral')(photos(1, 3, 8, 8), seeded()), ['uint8', 'float32 [B, D]']),
     (lambda: preset('cifar_simclr_norm')(photos(2, 1, 32, 32), seeded()), ['3 means', '1 channel', 'fashionmnist']),
-    (lambda: preset('cifar_simclr_norm').baseline(photos(2, 1, 32, 32)), ['3 means', '1 channel']),
+    (lambda: preset('cifar_simclr_norm').plain(photos(2, 1, 32, 32)), ['3 means', '1 channel']),
     (lambda: preset('coil')(photos(2, 4, 8, 8), seeded()), ['4 channels']),
     (lambda: Flip(-.1), ['p=-0.1', 'between 0 and 1']),
     (lambda: ColorJitter(p=2), ['p=2']),

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench.basics import (InputError, TrainingError, clear_errors, generator, one_of, pick_device, seed_of, write_array, write_file,
-                                  write_json, write_torch)
+from nmc_workbench.core.devices import pick_device
+from nmc_workbench.core.errors import InputError, TrainingError, one_of
+from nmc_workbench.core.files import clear_errors, write_array, write_file, write_json, write_torch
+from nmc_workbench.core.seeds import generator, seed_of
 
 
 @contextmanager

@@ -6,10 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from nmc_workbench import batches as module
+from nmc_workbench.training import batches as module
 from nmc_workbench.augment import preset
-from nmc_workbench.basics import InputError
-from nmc_workbench.batches import Batches, ahead, from_main, mean_over_ranks
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.ranks import from_main, mean_over_ranks
+from nmc_workbench.data.images import prefetch
+from nmc_workbench.training.batches import Batches
 from nmc_workbench.data import load
 
 
@@ -104,11 +106,11 @@ def test_ahead_prepares_one_item_while_another_is_used():
         started.append(i)
         return i * i, threading.current_thread() is threading.main_thread()
     got = []
-    for value, in_main in ahead(range(n), prepare):
+    for value, in_main in prefetch(range(n), prepare):
         got.append(value)
         assert not in_main and len(started) <= len(got) + 2
-    assert got == [0, 1, 4, 9, 16] and list(ahead([], prepare)) == []
-    with pytest.raises(ZeroDivisionError): list(ahead([1, 0], lambda i: 1 / i))
+    assert got == [0, 1, 4, 9, 16] and list(prefetch([], prepare)) == []
+    with pytest.raises(ZeroDivisionError): list(prefetch([1, 0], lambda i: 1 / i))
 
 
 def test_one_process_asks_nobody():

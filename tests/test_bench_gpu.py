@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from nmc_workbench.basics import InputError
-from nmc_workbench.runs import load_checkpoint, read_metrics
-from nmc_workbench.training import PARTS
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.runs.checkpoints import load_checkpoint
+from nmc_workbench.runs.metrics_log import read_metrics
+from nmc_workbench.training.timing import PARTS
 
 from .bench import gpu
 

@@ -135,7 +135,7 @@ def test_the_threshold(page, lab, runs):
 def test_code_and_screen_agree(page, lab, runs):
     "What is set in Python shows; what is selected on the screen can be read in Python."
     notebook(lab.work / 'code.ipynb', f'''
-from nmc_workbench.explorer import Explorer
+from nmc_workbench.explore.explorer import Explorer
 explorer = Explorer({str(runs / "digits")!r}, map_method='pca')
 explorer''', 'explorer.selection = explorer.run.ids[[5, 9]]', 'print("selected:", *explorer.selection)')
     run_all(page, lab('code.ipynb'))

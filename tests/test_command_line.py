@@ -35,7 +35,7 @@ def test_two_epochs_from_the_root(tmp_path):
     assert json.loads((tmp_path / 'run/config.json').read_text())['epochs'] == 2
     assert json.loads((tmp_path / 'run/results.json').read_text())['kmeans_pixels']['acc'] > .7
 
-    from nmc_workbench.summary import main
+    from nmc_workbench.reports.summary import main
     main(str(tmp_path / 'out.ipynb'), str(tmp_path / 'run'))
     assert (tmp_path / 'out.html').stat().st_size > 1_000_000
 

@@ -5,16 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nmc_workbench.basics import InputError, write_array, write_json
-from nmc_workbench.compare import CompareLab, Comparison, agreement, agreement_picture, maps_of, maps_picture, matched_to, newest_of_one_set, scores_table, sheet_picture
-from nmc_workbench.run_data import RunData
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.files import write_array, write_json
+from nmc_workbench.evaluation.agreement import Comparison, label_agreement, matched_to
+from nmc_workbench.explore.compare_lab import CompareLab
+from nmc_workbench.plotting.agreement import agreement_picture, maps_of, maps_picture, run_palette, sheet_picture
+from nmc_workbench.runs.index import newest_of_one_set, scores_table
+from nmc_workbench.runs.finished import FinishedRun
 
 HOSTILE = '<script>alert("x")</script> & \'q\' 😀' + 'y' * 280
 
 
 def run(labels, x, ids=None, seed=0, y=None, names=(), dataset='toy', images=None):
     ids = np.array([f'a/{i}' for i in range(len(labels))]) if ids is None else ids
-    return RunData(Path(f'runs/{seed}'), dict(method='NMCE', dataset=dataset, seed=seed), ids, np.asarray(labels), np.asarray(x, 'f4'), images=images, class_labels=y, class_names=list(names))
+    return FinishedRun(Path(f'runs/{seed}'), dict(method='NMCE', dataset=dataset, seed=seed), ids, np.asarray(labels), np.asarray(x, 'f4'), images=images, class_labels=y, class_names=list(names))
 
 
 def three(n=150, seed=0):
@@ -32,7 +36,7 @@ def test_matching_against_every_permutation(seed):
     best = max(sum(((a == i) & (b == p[i]) & (a >= 0)).sum() for i in range(k) if p[i] < m) for p in permutations(range(max(k, m)), int(k)))
     assert ((found == b) & (b >= 0)).sum() == best and ((found == -1) == (a == -1)).all()
     assert len({(i, j) for i, j in zip(a.tolist(), found.tolist())}) == len(set(a.tolist()))          # one number each
-    assert np.isclose(agreement(a, b), (found == b).mean())
+    assert np.isclose(label_agreement(a, b), (found == b).mean())
 
 
 def test_numbers_order_and_subsets_change_nothing():
@@ -77,7 +81,7 @@ def test_runs_of_other_numbers_of_clusters():
     fine = 2 * y + (rng.random(150) < .3)
     c = Comparison([run(y, x), run(fine, x, seed=1), run(np.full(150, -1), x, seed=2)])
     assert set(c.matched[1]) == {0, 1, 2, 3, 4, 5} and (c.matched[1][c.matched[1] < 3] == y[c.matched[1] < 3]).all() and (c.matched[2] == -1).all()
-    assert len(c.palette) == 7
+    assert len(run_palette(c)) == 7
 
 
 def test_without_classes():

@@ -8,13 +8,14 @@ import pytest
 import torch
 from fastcore.docments import docments
 
-from nmc_workbench import augment, nets
-from nmc_workbench.basics import InputError
-from nmc_workbench.config import named, Config, convert, param
+from nmc_workbench.augment import compose as augment
+from nmc_workbench import nets
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.config import Config, convert, named, param
 from nmc_workbench.data import names
 from nmc_workbench.methods import NMCE, NMCEConfig
-from nmc_workbench.methods.base import RunConfig, default_run_dir, fill
-from nmc_workbench.methods.nmce_recipes import RECIPES, recipe
+from nmc_workbench.methods.config import RunConfig, default_run_dir, with_recipe
+from nmc_workbench.methods.nmce.config import RECIPES, recipe
 
 GOOD = [
     ('true', bool, True), ('True', bool, True), ('false', bool, False), ('off', bool, False), (True, bool, True), (np.bool_(True), bool, True),
@@ -106,7 +107,7 @@ def test_defaults_fit_their_own_declaration():
 def test_recipes_set_every_open_parameter_and_no_other(name):
     unset = {f.name for f in dataclasses.fields(NMCEConfig) if f.default is None}
     assert RECIPES[name].keys() == unset - FREE
-    config = fill(NMCEConfig(), RECIPES[name])
+    config = with_recipe(NMCEConfig(), RECIPES[name])
     assert {k for k, v in config.to_dict().items() if v is None} == FREE
     assert named(config.augment, 'preset')[0] in augment.presets() and named(config.backbone, 'backbone')[0] in nets.names()
 
@@ -115,20 +116,20 @@ def test_recipes_set_every_open_parameter_and_no_other(name):
                                             ('digits', (1, 28, 28)), ('digits', (3, 32, 32)), ('digits', (3, 96, 96)), ('digits', (2,)), ('cifar10', (1, 28, 28))])
 def test_every_kind_of_image_has_a_recipe_that_fits(dataset, shape):
     "Also where the name is the default's and the images are the user's own."
-    config = fill(NMCEConfig(dataset=dataset, n_clusters=3), recipe(dataset, shape))
+    config = with_recipe(NMCEConfig(dataset=dataset, n_clusters=3), recipe(dataset, shape))
     net = nets.SubspaceNet(*nets.backbone(config.backbone, shape[0]), config.z_dim, 3, 16)
     pixels = torch.rand(2, *shape) if len(shape) == 1 else torch.randint(0, 256, (2, *shape), dtype=torch.uint8)
-    for view in (augment.preset(config.augment)(pixels, torch.Generator()), augment.preset(config.augment).baseline(pixels)): nets.check_input(net, view.shape)
+    for view in (augment.preset(config.augment)(pixels, torch.Generator()), augment.preset(config.augment).plain(pixels)): nets.check_input(net, view.shape)
 
 
 def test_the_user_wins_over_the_recipe():
-    config = fill(NMCEConfig(epochs='3', lr=.5), RECIPES['digits'])
+    config = with_recipe(NMCEConfig(epochs='3', lr=.5), RECIPES['digits'])
     assert (config.epochs, config.lr, config.z_dim) == (3, .5, RECIPES['digits']['z_dim'])
-    with pytest.raises(InputError, match='lr=-1.0; expected more than 0'): fill(NMCEConfig(lr=-1), RECIPES['digits'])
+    with pytest.raises(InputError, match='lr=-1.0; expected more than 0'): with_recipe(NMCEConfig(lr=-1), RECIPES['digits'])
 
 
 def test_the_name_of_a_run_follows_from_what_it_computes():
-    a = fill(NMCEConfig(), RECIPES['digits'])
+    a = with_recipe(NMCEConfig(), RECIPES['digits'])
     name = default_run_dir('NMCE', a)
     assert name.parts[0] == 'runs' and name.name.startswith('nmce_digits_seed0_')
     assert name == default_run_dir('NMCE', dataclasses.replace(a, resume=True, device='cpu', checkpoint_every=3, data_dir='elsewhere'))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nmc_workbench.basics import InputError
-from nmc_workbench.curation import Curation, read_script, safe_name
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.explore.curation import Curation
+from nmc_workbench.explore.curation_script import read_script, safe_name
 
 HOSTILE = ['<script>alert("x")</script>', 'a, "b"\r\nc', '=1+1', '😀' * 40, "it's", '../../up', 'x' * 300]
 
@@ -75,7 +76,7 @@ def test_replayed_in_a_new_process(tmp_path):
     c.split(0, 3), c.merge([1, 2]), c.move(ids[:20], 3), c.noise(ids[30:33]), c.split(1, 2, 'modes'), c.rename(1, HOSTILE[0])
     c.save(tmp_path / 'curation.json')
     np.savez(tmp_path / 'run.npz', ids=ids, labels=labels, x=x)
-    code = f'import numpy as np; from nmc_workbench.curation import Curation; r = np.load({str(tmp_path / "run.npz")!r}); print(Curation.load({str(tmp_path / "curation.json")!r}, r["ids"], r["labels"], r["x"]).labels.tolist())'
+    code = f'import numpy as np; from nmc_workbench.explore.curation import Curation; r = np.load({str(tmp_path / "run.npz")!r}); print(Curation.load({str(tmp_path / "curation.json")!r}, r["ids"], r["labels"], r["x"]).labels.tolist())'
     assert json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout) == c.labels.tolist()
 
 

@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from nmc_workbench import archives, readers
-from nmc_workbench.basics import InputError, generator
-from nmc_workbench.data import describe, double_spiral, load, names
-from nmc_workbench.images import FilePixels, Images, decode, join, list_images, natural
+from nmc_workbench.data import archives
+from nmc_workbench.data import readers
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.seeds import generator
+from nmc_workbench.data import describe, load, names
+from nmc_workbench.data.catalog import double_spiral
+from nmc_workbench.data.images import FilePixels, Images, decode, join, list_images, natural
 
 RNG = np.random.default_rng(0)
 

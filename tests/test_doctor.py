@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench import signs
-from nmc_workbench.basics import InputError, TrainingError, write_json
-from nmc_workbench.collapse import assignment_statistics, cluster_shares, directions, effective_rank, spread, thinned
+from nmc_workbench.diagnostics import checks as signs
+from nmc_workbench.core.errors import InputError, TrainingError
+from nmc_workbench.core.files import write_json
+from nmc_workbench.diagnostics.collapse import assignment_statistics, cluster_shares, directions, effective_rank, spread, thinned
 from nmc_workbench.data import load
-from nmc_workbench.doctor import Diagnosis, diagnose, diagnose_run
+from nmc_workbench.diagnostics.diagnosis import Diagnosis, diagnose, diagnose_run
 from nmc_workbench.losses import coding_rate, coding_rate_reduction, marginal_entropy, max_coding_rate
 from nmc_workbench.methods import NMCE
-from nmc_workbench.runs import Run
+from nmc_workbench.runs.folder import Run
 
 
 def unit(x): return x / np.linalg.norm(x, axis=1, keepdims=True)

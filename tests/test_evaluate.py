@@ -15,13 +15,16 @@ from sklearn.decomposition import PCA
 from sklearn.svm import LinearSVC
 
 from nmc_workbench import metrics
-from nmc_workbench.basics import InputError, generator, seed_of
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.seeds import generator, seed_of
 from nmc_workbench.data import load
-from nmc_workbench.evaluate import PROTOCOLS, EvaluateConfig, cluster_scores, evaluate, kmeans_accuracy, linear_probe, linear_svm, protocol_names, results_table
-from nmc_workbench.features import extract, halves, methods, open_run, train_and_test
+from nmc_workbench.evaluation.protocols import EvaluateConfig, PROTOCOLS, cluster_scores, evaluate, kmeans_accuracy, linear_probe, linear_svm, protocol_names, results_table
+from nmc_workbench.evaluation.features import extract, halves, train_and_test
+from nmc_workbench.methods.base import open_run, registered
 from nmc_workbench.methods import NMCE
 from nmc_workbench.metrics import knn_accuracy, knn_predict, nearest_subspace_accuracy, nearest_subspace_predict, topk_accuracy
-from nmc_workbench.nets import KINDS, initialised
+from nmc_workbench.core.seeds import initialised
+from nmc_workbench.nets.heads import KINDS
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get('NMC_GOLDEN_NMCE', ROOT / 'tests/golden/nmce')) / 'evals.npz'
@@ -316,7 +319,7 @@ def test_extract_refuses(run, tmp_path):
 
 
 def test_open_run(run, tmp_path):
-    assert methods()['NMCE'] is NMCE and all(hasattr(m, 'load') for m in methods().values())
+    assert registered()['NMCE'] is NMCE and all(hasattr(m, 'load') for m in registered().values())
     assert isinstance(open_run(run.folder, 'cpu'), NMCE)
     config = json.loads((run.folder / 'config.json').read_text())
     for name, content, message in [('other', {**config, 'method': 'SOM'}, "unknown method 'SOM'"), ('none', {'dataset': 'digits'}, 'names no method'), ('unfinished', config, 'not finished')]:

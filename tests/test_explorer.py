@@ -7,12 +7,15 @@ import time
 import numpy as np
 import pytest
 
-from nmc_workbench.basics import InputError, write_array, write_json
-from nmc_workbench.explorer import COLOURS, Explorer, run_choices
-from nmc_workbench.explorer_figures import called
-from nmc_workbench.gallery_pages import ORDERS
-from nmc_workbench.map_job import MapJob
-from nmc_workbench.run_data import RunData, centre_distances, confidence
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.files import write_array, write_json
+from nmc_workbench.explore.explorer import COLOURS, Explorer
+from nmc_workbench.runs.index import run_choices
+from nmc_workbench.explore.explorer_figures import called
+from nmc_workbench.explore.gallery_order import ORDERS
+from nmc_workbench.explore.umap_process import MapJob
+from nmc_workbench.cluster import centre_distances, confidence
+from nmc_workbench.runs.finished import FinishedRun
 
 HOSTILE = '<script>alert("x")</script> & \'quotes\' 😀' + 'x' * 250
 
@@ -176,7 +179,7 @@ def test_umap_is_made_beside_and_kept(tmp_path):
     assert e.map_menu.value == 'UMAP' and (e.where == np.load(tmp_path / 'run/map2d.npy')).all() and e.bar.layout.display == 'none'
     e.map_menu.value = 'PCA'
     assert not np.allclose(e.where, np.load(tmp_path / 'run/map2d.npy'))
-    assert RunData.open(tmp_path / 'run').kept_map()[1] == 'map2d.npy'
+    assert FinishedRun.open(tmp_path / 'run').kept_map()[1] == 'map2d.npy'
 
 
 def test_confidence_against_a_plain_loop():
@@ -204,7 +207,7 @@ def test_a_map_that_is_stopped_leaves_nothing(tmp_path):
     job.stop()
     job.wait(30)
     assert not (run / 'map2d.npy').exists()
-    code = f'import time; from nmc_workbench.map_job import MapJob; job = MapJob({str(run)!r}, print, print); print(job._process.pid, flush=True); time.sleep(60)'
+    code = f'import time; from nmc_workbench.explore.umap_process import MapJob; job = MapJob({str(run)!r}, print, print); print(job._process.pid, flush=True); time.sleep(60)'
     parent = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
     parent.kill()

@@ -9,7 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nmc_workbench import losses, metrics, nets, optim
+from nmc_workbench import losses
+from nmc_workbench import metrics
+from nmc_workbench import nets
+from nmc_workbench import optim
 
 GOLDEN = Path(os.environ.get('NMC_GOLDEN_NMCE', Path(__file__).parent / 'golden' / 'nmce'))
 DTYPES = {'': torch.float64, '_f32': torch.float32}

@@ -10,11 +10,13 @@ import torch
 import torchvision
 from torch import nn
 
-from nmc_workbench.basics import InputError
-from nmc_workbench.imagenet_nets import AlexNet, ResNetV1, ResNetV2, initialise
-from nmc_workbench.methods.sela_weights import as_original, original_weights, to_torchvision
-from nmc_workbench.nets import HeadsNet, backbone, check_input, initialised
-from nmc_workbench.runs import load_state
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.nets.imagenet import AlexNet, ResNetV1, ResNetV2, initialise
+from nmc_workbench.methods.sela.weights import as_original, original_weights, to_torchvision
+from nmc_workbench.core.seeds import initialised
+from nmc_workbench.nets.backbones import backbone
+from nmc_workbench.nets.heads import HeadsNet, check_input
+from nmc_workbench.runs.checkpoints import load_state
 
 GOLDEN = Path(os.environ.get('NMC_GOLDEN_SELA', Path(__file__).parent / 'golden' / 'sela'))
 KINDS = dict(alexnet_big="alexnet(width='big')", alexnet_small="alexnet(width='small')", resnetv1='resnetv1', resnetv2='resnetv2')

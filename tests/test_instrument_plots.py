@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench import instrument_plots
-from nmc_workbench.basics import InputError
-from nmc_workbench.instrument_plots import angle_matrix, cluster_sheet, rate_bars
-from nmc_workbench.instruments import rate_report, subspace_angles
+from nmc_workbench.plotting import geometry as instrument_plots
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.plotting.geometry import angle_matrix, cluster_sheet, rate_bars
+from nmc_workbench.diagnostics.geometry import rate_report, subspace_angles
 
 from tests.toys import HOSTILE, PLOTLY, clustering, png
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.linalg import subspace_angles as scipy_angles
 
-from nmc_workbench.basics import InputError
-from nmc_workbench.instruments import cluster_bases, cluster_spectra, principal_angles, rate_report, subspace_angles
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.diagnostics.geometry import cluster_bases, cluster_spectra, principal_angles, rate_report, subspace_angles
 from nmc_workbench.losses import coding_rate, coding_rate_reduction, max_coding_rate, optimal_reduction
 
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from nmc_workbench import live_curves
+from nmc_workbench.plotting import live_curves
 from nmc_workbench.data import load
-from nmc_workbench.live_curves import WAIT, LiveCurves
+from nmc_workbench.plotting.live_curves import LiveCurves, WAIT
 from nmc_workbench.methods import NMCE
 from tests.toys import PLOTLY
 
@@ -28,7 +28,7 @@ def rows(n): return [dict(stage='first', epoch=e, loss=1 / (e + 1)) for e in ran
 def trainer(folder=None, **more):
     "Two stages of a small run, of four epochs and three."
     config = dict(dataset='digits', epochs=4, cluster_epochs=3, stages='representation,cluster_heads', batch_size=50, n_init=2, device='cpu', checkpoint_every=1)
-    return NMCE(**config, run_dir=None if folder is None else str(folder), **more).begin(load('digits', limit=100))
+    return NMCE(**config, run_dir=None if folder is None else str(folder), **more).prepare(load('digits', limit=100))
 
 
 def weights(trainer): return {k: v.clone() for k, v in trainer.network.state_dict().items()}
@@ -236,7 +236,7 @@ def pictures(notebook): return [o for o in outputs(notebook) if o.data.get('text
 @pytest.mark.slow
 def test_a_run_of_the_train_notebook(tmp_path):
     "One output of curves a stage, each with a still beside the figure, as every interactive one has; the same in the HTML copy."
-    from nmc_workbench.report import html_copy
+    from nmc_workbench.reports.html import html_copy
     small = dict(limit=200, batch_size=100, epochs=4, cluster_epochs=3, finetune_epochs=3, n_init=2, device='cpu')
     code, err, notebook = papermill(ROOT / 'nbs/train_nmce.ipynb', tmp_path / 'out.ipynb', tmp_path, run_dir='run', **small)
     assert code == 0, err[-2000:]
@@ -255,8 +255,8 @@ def test_a_run_of_the_train_notebook(tmp_path):
 
 TRAINING = '''
 import os, time
-from nmc_workbench import live_curves
-from nmc_workbench.live_curves import LiveCurves
+from nmc_workbench.plotting import live_curves
+from nmc_workbench.plotting.live_curves import LiveCurves
 live_curves.WAIT = 0
 rows, live = [], LiveCurves([('loss', ['loss'])])
 for e in range(EPOCHS):
@@ -278,7 +278,7 @@ def test_an_interrupted_notebook_has_kept_the_last_picture(end, tmp_path):
     assert code != 0 and ('KeyboardInterrupt' in err or 'DeadKernel' in err)
     [picture] = pictures(left)
     assert set(picture.data) == STILL and len(picture.data['image/png']) > 10_000
-    from nmc_workbench.report import html_copy
+    from nmc_workbench.reports.html import html_copy
     assert html_copy(tmp_path / 'out.ipynb').read_text().count(picture.data['image/png'].strip()) == 1
 
 

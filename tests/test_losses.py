@@ -8,9 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from nmc_workbench.basics import InputError
-from nmc_workbench.losses import (_tiles, average_views, coding_rate, coding_rate_reduction, gumbel_softmax, marginal_entropy, max_coding_rate,
-                                  nt_xent, optimal_reduction, view_similarity)
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.losses import _tiles, average_views, coding_rate, coding_rate_reduction, gumbel_softmax, marginal_entropy, max_coding_rate, nt_xent, optimal_reduction, view_similarity
 
 
 def draw(n, d, k, seed=0, dtype=torch.float64):

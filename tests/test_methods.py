@@ -11,12 +11,15 @@ import torch
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
-from nmc_workbench.basics import InputError, TrainingError
+from nmc_workbench.core.errors import InputError, TrainingError
 from nmc_workbench.data import load
 from nmc_workbench.losses import coding_rate, max_coding_rate, nt_xent, optimal_reduction
-from nmc_workbench.methods import NMCE, NMCEConfig, nmce
-from nmc_workbench.methods.nmce import ClusterHeads
-from nmc_workbench.runs import FREE, load_checkpoint, read_metrics
+from nmc_workbench.methods.nmce import estimator as nmce
+from nmc_workbench.methods import NMCE, NMCEConfig
+from nmc_workbench.methods.nmce.stages import ClusterHeads
+from nmc_workbench.runs.checkpoints import load_checkpoint
+from nmc_workbench.runs.folder import FREE
+from nmc_workbench.runs.metrics_log import read_metrics
 
 QUICK = dict(epochs=2, cluster_epochs=2, finetune_epochs=2, n_init=2, batch_size=40, hidden_dim=16, device='cpu')
 
@@ -261,7 +264,7 @@ def test_a_run_that_was_finished_gives_its_results_at_once(images, tmp_path, mon
 
 def test_one_can_look_between_stages(images, model):
     other = make()
-    trainer = other.begin(images)
+    trainer = other.prepare(images)
     trainer.train(until='representation')
     middle = other.transform(images)
     trainer.train(until='cluster_heads')
@@ -329,7 +332,7 @@ def test_bf16_is_close_to_full_precision(images, model):
 def first_step(images, **options):
     "Loss and log of stage 1's first step, with the embeddings of its views."
     model = make(**options)
-    trainer = model.begin(images)
+    trainer = model.prepare(images)
     stage = trainer.stages[0]
     stage.optimisers = stage.start()
     stage.before_epoch(0), stage.train()
@@ -387,7 +390,7 @@ def changed(before, after): return {k for k in before if not before[k].equal(aft
 @pytest.mark.parametrize('frozen_bn_eval, train_pre_feature', [(False, True), (True, False)])
 def test_each_stage_changes_its_parts_and_no_other(images, optimizer, frozen_bn_eval, train_pre_feature):
     model = make(optimizer=optimizer, frozen_bn_eval=frozen_bn_eval, train_pre_feature=train_pre_feature, n_init=1)
-    trainer = model.begin(images)
+    trainer = model.prepare(images)
     states, statistics = [parts(model)], []
     for stage in ('representation', 'cluster_heads', 'fine_tune'):
         trainer.train(until=stage)
@@ -406,7 +409,7 @@ def test_the_heads_with_the_largest_reduction_over_the_last_epoch_are_kept(image
         epoch, head = len(calls) // 12, len(calls) % 4        # three steps an epoch, four heads a step
         calls.append(head)
         return R + 1000 * (epoch < 2 and head == (late + 1) % 4) + 100 * (epoch == 2 and head == late), *rest
-    trainer = model.begin(images)
+    trainer = model.prepare(images)
     trainer.train(until='representation')
     monkeypatch.setattr(nmce, 'reduction_terms', biased)
     trainer.train(until='cluster_heads')
@@ -420,7 +423,7 @@ def test_heads_learn_apart(images):
     rates = {}
     for n_init in (1, 4):
         model = make(n_init=n_init, optimizer='adamw')
-        trainer = model.begin(images)
+        trainer = model.prepare(images)
         trainer.train(until='representation')
         stage = trainer.stages[1]
         stage.finish = lambda: None
@@ -438,7 +441,7 @@ def test_heads_learn_apart(images):
 
 
 def test_starts_of_the_heads_differ_and_follow_from_the_seed(images):
-    def heads(seed): return [c.weight.detach().clone() for c in make(n_init=3, seed=seed).begin(images).stages[1].clusters]
+    def heads(seed): return [c.weight.detach().clone() for c in make(n_init=3, seed=seed).prepare(images).stages[1].clusters]
     a, b, c = heads(0), heads(0), heads(1)
     assert all(x.equal(y) for x, y in zip(a, b)) and not any(x.equal(y) for x, y in zip(a, c)) and not any(a[i].equal(a[j]) for i in range(3) for j in range(i))
 
@@ -471,8 +474,8 @@ def test_a_rate_far_too_large_stops_by_itself(images):
 
 
 def test_everything_of_a_stage_lies_where_the_network_does():
-    from nmc_workbench.methods.nmce import ClusterHeads
-    from nmc_workbench.methods.nmce_recipes import recipe
+    from nmc_workbench.methods.nmce.stages import ClusterHeads
+    from nmc_workbench.methods.nmce.config import recipe
     config = NMCE(n_clusters=10, **recipe('digits', (1, 8, 8)))
     network = NMCE._build(config, (1, 8, 8)).to('meta')
     stage = ClusterHeads(network, 1, config)

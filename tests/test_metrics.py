@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nmc_workbench import metrics
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 
 ALL = ('accuracy', 'greedy_accuracy', 'merge_accuracy', 'purity', 'nmi', 'ari', 'ami')
 

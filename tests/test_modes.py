@@ -7,9 +7,10 @@ import torch
 from sklearn.cluster import DBSCAN
 from sklearn.datasets import make_circles, make_moons
 
-from nmc_workbench import modes as m
-from nmc_workbench.basics import InputError
-from nmc_workbench.modes import assign, dbscan, deduplicate
+from nmc_workbench.modes import dbscan as m
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.modes.dbscan import dbscan
+from nmc_workbench.modes.endpoints import assign, deduplicate
 
 
 @pytest.fixture(params=[False, True], ids=['large blocks', 'small blocks'])

@@ -3,8 +3,10 @@ import pytest
 import torch
 import torchvision
 
-from nmc_workbench.basics import InputError
-from nmc_workbench.nets import KINDS, SubspaceNet, backbone, check_input, initialised, names
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.seeds import initialised
+from nmc_workbench.nets.backbones import backbone, names
+from nmc_workbench.nets.heads import KINDS, SubspaceNet, check_input
 
 # name: parameters, channels, feature dimension, side of a small input
 TABLE = dict(resnet10mnist=(4_896_960, 1, 512, 16), resnet10imgs=(1_226_336, 1, 256, 32), resnet18imgs=(2_794_976, 1, 256, 32),

@@ -13,14 +13,20 @@ import pytest
 import torch
 from nbdev.showdoc import docments
 
-from nmc_workbench.basics import InputError, write_torch
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.files import write_torch
 from nmc_workbench.data import load
-from nmc_workbench.features import extract, open_run
-from nmc_workbench.methods import NMC, NMCE, NMCConfig, nmc, nmc_encoders, nmc_found
-from nmc_workbench.methods.base import RunConfig, fill
-from nmc_workbench.methods.nmc_recipes import RECIPES, recipe
-from nmc_workbench.nets import backbone
-from nmc_workbench.runs import load_checkpoint, read_metrics
+from nmc_workbench.evaluation.features import extract
+from nmc_workbench.methods.base import open_run
+from nmc_workbench.methods.nmc import estimator as nmc
+from nmc_workbench.methods.nmc import encoders as nmc_encoders
+from nmc_workbench.methods.nmc import mode_clustering as nmc_found
+from nmc_workbench.methods import NMC, NMCConfig, NMCE
+from nmc_workbench.methods.config import RunConfig, with_recipe
+from nmc_workbench.methods.nmc.config import RECIPES, recipe
+from nmc_workbench.nets.backbones import backbone
+from nmc_workbench.runs.checkpoints import load_checkpoint
+from nmc_workbench.runs.metrics_log import read_metrics
 
 from .bench.bench_nmc import mixture
 
@@ -59,7 +65,7 @@ def test_every_parameter_is_documented():
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_recipes_set_every_open_parameter(name):
-    config = fill(NMCConfig(), RECIPES[name])
+    config = with_recipe(NMCConfig(), RECIPES[name])
     assert {k for k, v in config.to_dict().items() if v is None} <= OPEN
 
 
@@ -187,14 +193,14 @@ STILL = 'digits(degrees=0., shift=0., zoom=(1., 1.), shear=0., brightness=None)'
 
 
 def test_cached_and_uncached_training_have_one_loss_curve(digits, encoder):
-    def curve(cache): return [r['loss'] for r in NMC(encoder=f'run:{encoder}', augment=STILL, lambda_inv=.1, cache_embeddings=cache, **{**SMALL, 'epochs': 4}).begin(digits).train()]
+    def curve(cache): return [r['loss'] for r in NMC(encoder=f'run:{encoder}', augment=STILL, lambda_inv=.1, cache_embeddings=cache, **{**SMALL, 'epochs': 4}).prepare(digits).train()]
     np.testing.assert_allclose(curve(True), curve(False), rtol=1e-4)
 
 
 def test_a_stale_or_broken_cache_is_made_again(digits, encoder, tmp_path):
     def batches(seed=0):
         model = NMC(encoder=f'run:{encoder}', cache_embeddings=False, seed=seed, **SMALL)
-        return model.begin(digits).batches
+        return model.prepare(digits).batches
     first = batches()
     path = nmc_encoders.cache_features(first, tmp_path)
     again = batches()
@@ -213,7 +219,7 @@ def test_a_stale_or_broken_cache_is_made_again(digits, encoder, tmp_path):
 
 def test_the_weights_that_stay_are_those_of_the_best_epoch(digits, encoder):
     model = NMC(encoder=f'run:{encoder}', **{**SMALL, 'epochs': 6})
-    trainer = model.begin(digits)
+    trainer = model.prepare(digits)
     stage, seen, sums = trainer.stages[0], [], [3., 1., 2., 5., 1., 6.]       # of the losses of an epoch, as if they were these
     after = stage.after_epoch
     def told(epoch):
@@ -237,7 +243,7 @@ def test_options_train_and_give_finite_numbers(options, digits, encoder):
 
 def test_a_trainable_projection_learns_with_a_cache(digits, encoder):
     model = NMC(encoder=f'run:{encoder}', projection='xavier', train_projection=True, embedding_dim=8, cache_embeddings=True, **{**SMALL, 'epochs': 2})
-    trainer = model.begin(digits)
+    trainer = model.prepare(digits)
     before = model.network_.projection.weight.detach().clone()
     trainer.train()
     assert not before.equal(model.network_.projection.weight)
@@ -249,7 +255,7 @@ torch.set_num_threads(1)
 from nmc_workbench.data import load
 from nmc_workbench.methods import NMC
 options, at = json.loads(sys.argv[1]), int(sys.argv[2])
-trainer = (model := NMC(**options)).begin(load('digits', limit=300))
+trainer = (model := NMC(**options)).prepare(load('digits', limit=300))
 write = trainer._record
 def record(row):
     write(row)
@@ -282,7 +288,7 @@ def test_a_torchvision_encoder_from_a_local_file(tmp_path):
     options = dict(encoder='torchvision:resnet18', input_size=32, dbscan_min_samples=2, potential_hidden=16, epochs=2, batch_size=8, device='cpu')
     model = NMC(**options, encoder_weights=str(tmp_path / 'resnet18.pth'), recipe='seed', run_dir=str(tmp_path / 'run')).fit(images)
     assert model.embedding_.shape == (24, 128) and not model.network_.encoder.training
-    x = model.network_.encoder.augment.baseline(torch.from_numpy(images))
+    x = model.network_.encoder.augment.plain(torch.from_numpy(images))
     mean, std = (torch.tensor(v)[:, None, None] for v in ((.485, .456, .406), (.229, .224, .225)))
     torch.testing.assert_close(model.network_.encoder(x), net.eval()((x - mean) / std))
     grey = NMC(**options, encoder_weights=str(tmp_path / 'resnet18.pth'), recipe='seed').fit(images[:, :1])

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from nmc_workbench.augment import preset
-from nmc_workbench.basics import InputError
-from nmc_workbench.batches import Batches
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.training.batches import Batches
 from nmc_workbench.data import load
-from nmc_workbench.features import extract
+from nmc_workbench.evaluation.features import extract
 from nmc_workbench.methods import NMCE
-from nmc_workbench.methods.nmce import scheduled
-from nmc_workbench.methods.nmce_recipes import RECIPES, recipe
+from nmc_workbench.methods.nmce.stages import scheduled
+from nmc_workbench.methods.nmce.config import RECIPES, recipe
 
 QUICK = dict(epochs=2, cluster_epochs=2, finetune_epochs=2, n_init=2, batch_size=60, hidden_dim=32, device='cpu')
 
@@ -69,7 +69,7 @@ def test_checkpoints_of_the_original_code(images, tmp_path):
     for stage, stages in ((1, 'cluster_heads,fine_tune'), (2, 'fine_tune')):
         torch.save(original(model, stage), tmp_path / 'model-epoch600.pt')
         other = make(**options, seed=5, stages=stages, start_from=tmp_path / 'model-epoch600.pt')
-        other.begin(images)
+        other.prepare(images)
         for name in ('backbone', 'pre_feature', *(() if stage == 1 else ('subspace', 'cluster'))): assert equal(part(other, name), part(model, name))
         assert equal(part(other, 'projection'), part(model, 'projection')) == (stage == 1)
 
@@ -172,7 +172,7 @@ def test_recipes_of_the_original():
 
 def test_muon_takes_the_hidden_matrices_and_its_rates_fall_together():
     model = NMCE(dataset='spiral', epochs=4, batch_size=100, device='cpu')
-    stage = model.begin(load('spiral', n=400, fresh=True)).stages[0]
+    stage = model.prepare(load('spiral', n=400, fresh=True)).stages[0]
     stage.optimisers = stage.start()
     muon, adam = (stage.optimisers[k].param_groups for k in ('main', 'rest'))
     network, c = stage.network, model.config_

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nmc_workbench import optim
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 from nmc_workbench.optim import Lars, gamma_ramp, warmup_cosine
 
 

@@ -20,7 +20,8 @@ from statistics import mean, pstdev
 import pytest
 import yaml
 
-from nmc_workbench import data, methods
+from nmc_workbench.data import catalog as data
+from nmc_workbench import methods
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -35,7 +36,7 @@ FLAGS = sorted((ROOT / 'docs/records').glob('flags_*.json'))
 def read(path): return (ROOT / 'docs/pages' / path).read_text(encoding='utf-8')
 def blocks(path, language): return re.findall(rf'^```{language}\n(.*?)^```', read(path), re.S | re.M)
 def config(method): return next(v for k, v in vars(methods).items() if k.lower() == f'{method}config')
-def recipes(method): return importlib.import_module(f'nmc_workbench.methods.{method}_recipes').RECIPES
+def recipes(method): return importlib.import_module(f'nmc_workbench.methods.{method}.config').RECIPES
 def parameters(notebook):
     cells = json.loads((ROOT / notebook).read_text(encoding='utf-8'))['cells']
     source = next(''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', []))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 
 pytest.importorskip('gudhi')
 

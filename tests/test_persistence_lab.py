@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 
 for name in ('gudhi', 'matplotlib', 'plotly', 'anywidget'): pytest.importorskip(name)
 
 from nmc_workbench.data import load
-from nmc_workbench.images import Images
-from nmc_workbench.merging import component_colours, component_sheet, component_text, members, merging_picture, steps_picture, survivors, widest_gap
-from nmc_workbench.merging_figures import tau_line, tau_of_line
+from nmc_workbench.data.images import Images
+from nmc_workbench.persistence import members, survivors, widest_gap
+from nmc_workbench.plotting.merge_tree import component_colours, component_sheet, component_text, merging_picture, steps_picture
+from nmc_workbench.explore.persistence_figures import tau_line, tau_of_line
 from nmc_workbench.methods import NMC, NMCE
 from nmc_workbench.metrics import accuracy, nmi
 from nmc_workbench.persistence import knn_edges, merge_tree, tomato
-from nmc_workbench.persistence_lab import PersistenceLab, newest_run
-from nmc_workbench.pictures import NOISE_COLOUR, cluster_colours
+from nmc_workbench.explore.persistence_lab import PersistenceLab
+from nmc_workbench.runs.index import newest_run
+from nmc_workbench.plotting.colours import NOISE_COLOUR, cluster_colours
 
 from .toys import png
 

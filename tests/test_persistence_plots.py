@@ -1,7 +1,7 @@
 "Persistence pictures: every component where it belongs, in the colour of its cluster."
 import numpy as np
 import pytest
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 
 for name in ('gudhi', 'matplotlib'): pytest.importorskip(name)
 
@@ -9,8 +9,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
 from nmc_workbench.persistence import knn_edges, merge_tree
-from nmc_workbench.persistence_plots import persistence_picture
-from nmc_workbench.pictures import NOISE_COLOUR, cluster_colours
+from nmc_workbench.plotting.persistence import persistence_picture
+from nmc_workbench.plotting.colours import NOISE_COLOUR, cluster_colours
 
 from tests.toys import png
 

@@ -6,9 +6,16 @@ import pytest
 import torch
 from PIL import Image
 
-from nmc_workbench.basics import InputError
-from nmc_workbench.pictures import NOISE_COLOUR, Picture, as_array, as_finite, as_integers, cluster_colours, cluster_name, clusters_in, colour_of, mpl_text, plotly_text
-from nmc_workbench.plots import confusion_matrix, curves, embedding_map, gallery, points, sizes, spectra, views_sheet
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.checks import as_array, as_finite, as_integers
+from nmc_workbench.core.labels import cluster_name, clusters_in
+from nmc_workbench.plotting.colours import NOISE_COLOUR, cluster_colours, colour_of
+from nmc_workbench.plotting.figure import Picture, mpl_text, plotly_text
+from nmc_workbench.plotting.confusion import confusion_matrix, sizes
+from nmc_workbench.plotting.curves import curves
+from nmc_workbench.plotting.embedding import embedding_map, points
+from nmc_workbench.plotting.galleries import gallery, views_sheet
+from nmc_workbench.plotting.geometry import spectra
 
 from tests.toys import HOSTILE, PLOTLY, clustering, metrics, png
 
@@ -43,7 +50,7 @@ def test_every_picture_has_its_forms(toy):
         if PLOTLY in data: assert json.loads(json.dumps(data[PLOTLY]))['data']
 
 def test_pictures_do_not_need_pyplot(toy):
-    code = ("import sys; from nmc_workbench.plots import sizes; assert not {'matplotlib', 'plotly', 'umap'} & set(sys.modules); "
+    code = ("import sys; from nmc_workbench.plotting.confusion import sizes; assert not {'matplotlib', 'plotly', 'umap'} & set(sys.modules); "
             "sizes([0, 1, 1]).png(); assert 'matplotlib.pyplot' not in sys.modules")
     subprocess.run([sys.executable, '-c', code], check=True)
 

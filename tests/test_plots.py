@@ -3,10 +3,16 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench import pictures, plots, sheets
-from nmc_workbench.basics import InputError
-from nmc_workbench.metrics import accuracy, match
-from nmc_workbench.plots import confusion_matrix, curves, embedding_map, map2d, matched_counts, points, sizes, spectra
+from nmc_workbench.plotting import figure as pictures
+from nmc_workbench.plotting import curves as plots
+from nmc_workbench.plotting import galleries as sheets
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.metrics import accuracy, match_labels
+from nmc_workbench.plotting.confusion import confusion_matrix, matched_counts, sizes
+from nmc_workbench.plotting.curves import curves
+from nmc_workbench.plotting.embedding import embedding_map, points
+from nmc_workbench.plotting.geometry import spectra
+from nmc_workbench.projection import map2d
 
 from tests.toys import clustering, metrics, png
 
@@ -117,7 +123,7 @@ def test_matched_counts_agree_with_the_metrics():
         y, labels = g.integers(0, classes, n), g.integers(-1, k, n)
         counts, rows, columns, pairs = matched_counts(y, labels)
         assert np.isclose(np.trace(counts[:pairs, :pairs]), accuracy(y, labels) * n)
-        assert match(y, labels).items() <= dict(zip(rows[:pairs], columns)).items()
+        assert match_labels(y, labels).items() <= dict(zip(rows[:pairs], columns)).items()
 
 def test_empty_clusters_have_a_row_unless_ids_are_far_apart():
     counts, rows, columns, pairs = matched_counts([0, 0, 1, 2], [0, 0, 3, 3])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.utils import parametrize
 
-from nmc_workbench.basics import InputError
-from nmc_workbench.potential import Potential, dsm_loss, endpoint_loss, evaluated, grad_cosine_loss, height_and_score, mean_std, noise_scales, score
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.modes.potential import Potential, dsm_loss, endpoint_loss, evaluated, grad_cosine_loss, height_and_score, mean_std, noise_scales, score
 
 MU = torch.tensor([.3, -1., 2.], dtype=torch.float64)
 

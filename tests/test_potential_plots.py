@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench import potential_plots
-from nmc_workbench.ascent import ascend
-from nmc_workbench.basics import InputError
-from nmc_workbench.potential import Potential
-from nmc_workbench.potential_plots import potential_picture, potential_surface
+from nmc_workbench.plotting import potential as potential_plots
+from nmc_workbench.modes.ascent import ascend
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.modes.potential import Potential
+from nmc_workbench.plotting.potential import potential_picture, potential_surface
 
 from tests.toys import HOSTILE, png
 

@@ -15,16 +15,20 @@ import torch.nn.functional as F
 from fastcore.docments import docments
 from torch import nn
 
-from nmc_workbench.augment import Augment, CentreCrop, Flip, Normalise, Resize, ResizedCrop, preset
-from nmc_workbench.basics import InputError
-from nmc_workbench.batches import Batches
+from nmc_workbench.augment import Augment, preset
+from nmc_workbench.augment.operations import CentreCrop, Flip, Normalise, Resize, ResizedCrop
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.training.batches import Batches
 from nmc_workbench.data import load
-from nmc_workbench.features import halves
-from nmc_workbench.layers import conv_outputs, fold_batchnorm, frozen, layer_names
+from nmc_workbench.evaluation.features import halves
+from nmc_workbench.nets.layers import conv_outputs, fold_batchnorm, frozen, layer_names
 from nmc_workbench.methods import NMCE
-from nmc_workbench.nets import HeadsNet, backbone, initialised
-from nmc_workbench.probes import VOLUME, LayerProbes, LinearEvaluation, ProbeConfig, _probe_net, fit_stage, layer_probes, linear_evaluation, pool_for, probe, stepped_rate, ten_crops
-from nmc_workbench.readers import as_images
+from nmc_workbench.core.seeds import initialised
+from nmc_workbench.nets.backbones import backbone
+from nmc_workbench.nets.heads import HeadsNet
+from nmc_workbench.evaluation.probes import LayerProbes, LinearEvaluation, ProbeConfig, VOLUME, _probe_net, fit_stage, layer_probes, linear_evaluation, pool_for, probe, ten_crops
+from nmc_workbench.optim import stepped_rate
+from nmc_workbench.data.readers import as_images
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get('NMC_GOLDEN_SELA', ROOT / 'tests/golden/sela'))
@@ -276,7 +280,7 @@ def test_linear_evaluation_leaves_the_network_alone(digits):
 
 @pytest.mark.parametrize('mode', [True, False])
 def test_batch_norms_drift_only_where_that_is_wanted(digits, mode):
-    from nmc_workbench.probes import ProbeNet
+    from nmc_workbench.evaluation.probes import ProbeNet
     trunk = net()
     stage = LinearEvaluation(ProbeNet(trunk, {'': nn.Linear(64, 10)}), 1, digits[0].labels, frozen=mode)
     before = {k: v.clone() for k, v in trunk.state_dict().items()}
@@ -294,12 +298,12 @@ def test_last_batch_of_one_image(digits):
 
 @pytest.mark.parametrize('n_crops', [1, 10])
 def test_hits_by_hand(digits, n_crops):
-    from nmc_workbench.probes import _hits
+    from nmc_workbench.evaluation.probes import _hits
     train, test = digits
     views = Augment([Flip()], baseline=[CentreCrop(.75), Resize(8), Normalise((.5,), (.5,))])
     network = _probe_net(fold_batchnorm(net()), None, (1, 8, 8), 10, VOLUME, 0).eval()
     found = _hits(network, test, views, (8, 8), n_crops, 40)
-    x = ten_crops(test.pixels, views, (8, 8)) if n_crops == 10 else views.baseline(test.pixels)[None]
+    x = ten_crops(test.pixels, views, (8, 8)) if n_crops == 10 else views.plain(test.pixels)[None]
     with torch.no_grad(): logits = torch.stack([network(v) for v in x]).mean(0)         # (L, n, C)
     order = logits.argsort(2, descending=True)
     for layer in range(4):
@@ -311,9 +315,9 @@ def test_ten_crops():
     pixels = torch.randint(0, 256, (3, 3, 32, 24), dtype=torch.uint8)
     views = Augment([], baseline=[CentreCrop(.75), Resize((24, 18)), Normalise((.1, .2, .3), (.5, .6, .7))])
     crops = ten_crops(pixels, views, (24, 18))
-    colour = Augment([], baseline=[Normalise((.1, .2, .3), (.5, .6, .7))]).baseline
+    colour = Augment([], baseline=[Normalise((.1, .2, .3), (.5, .6, .7))]).plain
     for crop, (top, left) in zip(crops, [(0, 0), (0, 6), (8, 0), (8, 6), (4, 3)]): torch.testing.assert_close(crop, colour(pixels[:, :, top:top + 24, left:left + 18]))
-    torch.testing.assert_close(crops[4], views.baseline(pixels))
+    torch.testing.assert_close(crops[4], views.plain(pixels))
     assert torch.equal(crops[5:], crops[:5].flip(-1))
     assert ten_crops(pixels[..., :24, :], preset('sela', size=24), (24, 24)).shape == (10, 3, 3, 24, 24)
 

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from nmc_workbench.augment import preset
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 from nmc_workbench.data import load
-from nmc_workbench.nets import HeadsNet, backbone, initialised
-from nmc_workbench.pseudo_labels import LabelTraining, read_labels, train_on_labels, write_labels
-from nmc_workbench.runs import list_runs, read_metrics
+from nmc_workbench.core.seeds import initialised
+from nmc_workbench.nets.backbones import backbone
+from nmc_workbench.nets.heads import HeadsNet
+from nmc_workbench.evaluation.retrain import LabelTraining, read_labels, train_on_labels, write_labels
+from nmc_workbench.runs.index import list_runs
+from nmc_workbench.runs.metrics_log import read_metrics
 
 NAMES = ['plain.png', 'a,b.png', '"quoted".png', 'half "quoted', 'two\nlines.png', 'dos\r\nlines', 'bare\rreturn', ' spaces ', '', 'naïve 🌱🧪.png', os.fsdecode(b'latin-\xe9.png'), '=1+1', "it's; a\ttab", 'line\u2028separator', 'id']
 LABELS = np.random.default_rng(0).integers(0, 9, (3, len(NAMES)))

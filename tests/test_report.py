@@ -4,8 +4,8 @@ import json, re
 import numpy as np
 import pytest
 
-from nmc_workbench import report
-from nmc_workbench.basics import InputError
+from nmc_workbench.reports import html as report
+from nmc_workbench.core.errors import InputError
 
 nbformat = pytest.importorskip('nbformat')
 pytest.importorskip('nbconvert')
@@ -15,7 +15,7 @@ HOSTILE = '</script><script>alert("x")</script>'
 @pytest.fixture(scope='module')
 def bundle():
     pytest.importorskip('plotly')
-    from nmc_workbench.plots import confusion_matrix
+    from nmc_workbench.plotting.confusion import confusion_matrix
     y = np.arange(40) % 4
     return confusion_matrix(y, y, [HOSTILE, '"quoted" \'q\'', '<b>cat</b> & dog', 'ship'])._repr_mimebundle_()
 

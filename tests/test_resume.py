@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nmc_workbench.runs import load_checkpoint, read_metrics
+from nmc_workbench.runs.checkpoints import load_checkpoint
+from nmc_workbench.runs.metrics_log import read_metrics
 
 LONG = dict(epochs=8, cluster_epochs=8, finetune_epochs=8, n_init=3, batch_size=100, checkpoint_every=3, hidden_dim=64, device='cpu')
 SHORT = {**LONG, 'epochs': 3, 'cluster_epochs': 3, 'finetune_epochs': 3, 'n_init': 2, 'checkpoint_every': 2, 'hidden_dim': 16}
@@ -36,7 +37,8 @@ NURSERY = """
 import json, os, re, signal, sys, torch
 torch.set_num_threads(1)
 from torch.utils.tensorboard import SummaryWriter
-from nmc_workbench import basics, runs
+from nmc_workbench.core import errors as basics
+from nmc_workbench.runs import folder as runs
 from nmc_workbench.data import load
 from nmc_workbench.methods import NMCE
 

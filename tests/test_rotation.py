@@ -13,14 +13,16 @@ from PIL import Image
 from torch import nn
 
 from nmc_workbench.augment import Augment, preset
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 from nmc_workbench.data import load
-from nmc_workbench.features import halves
-from nmc_workbench.imagenet_nets import AlexNet
-from nmc_workbench.nets import backbone, initialised
-from nmc_workbench.probes import layer_probes, stepped_rate
-from nmc_workbench.readers import as_images
-from nmc_workbench.rotation import RotationNet, RotationStage, retrain_with_rotation, rotation_accuracy, rotations
+from nmc_workbench.evaluation.features import halves
+from nmc_workbench.nets.imagenet import AlexNet
+from nmc_workbench.core.seeds import initialised
+from nmc_workbench.nets.backbones import backbone
+from nmc_workbench.evaluation.probes import layer_probes
+from nmc_workbench.optim import stepped_rate
+from nmc_workbench.data.readers import as_images
+from nmc_workbench.evaluation.rotation import RotationNet, RotationStage, retrain_with_rotation, rotation_accuracy, rotations
 
 GOLDEN = Path(os.environ.get('NMC_GOLDEN_SELA', Path(__file__).parent / 'golden/sela')) / 'lr.npz'
 OPTIONS = dict(name='smallconv(width=8)', views='digits', epochs=3, batch_size=50, device='cpu')

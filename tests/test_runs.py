@@ -11,10 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from nmc_workbench.basics import InputError, write_torch
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.files import write_torch
 from nmc_workbench.data import load
 from nmc_workbench.methods import NMCE
-from nmc_workbench.runs import MetricsLog, Run, list_runs, load_checkpoint, load_state, provenance, read_metrics
+from nmc_workbench.runs.checkpoints import load_checkpoint, load_state
+from nmc_workbench.runs.folder import Run, provenance
+from nmc_workbench.runs.index import list_runs
+from nmc_workbench.runs.metrics_log import MetricsLog, read_metrics
 from tests.test_basics import one_line, small_files, tiny_disk
 
 CONFIG = dict(method='NMCE', epochs=3, lr=.1, device='cpu')

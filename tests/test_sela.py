@@ -13,21 +13,25 @@ import torch
 from fastcore.docments import docments
 from torch import nn
 
-from nmc_workbench.basics import InputError
-from nmc_workbench.batches import Batches
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.training.batches import Batches
 from nmc_workbench.augment import preset
 from nmc_workbench.data import load
-from nmc_workbench.doctor import diagnose_run
-from nmc_workbench.features import extract, open_run
-from nmc_workbench.images import Images
+from nmc_workbench.diagnostics.diagnosis import diagnose_run
+from nmc_workbench.evaluation.features import extract
+from nmc_workbench.methods.base import open_run
+from nmc_workbench.data.images import Images
 from nmc_workbench.methods import SeLa, SeLaConfig
-from nmc_workbench.methods.base import RunConfig
-from nmc_workbench.methods.sela import SelfLabelling, SelfLabels, agreement, turnover
-from nmc_workbench.methods.sela_recipes import RECIPES, balanced_labels, label_steps, label_times, learning_rate
-from nmc_workbench.methods.sela_weights import as_original
-from nmc_workbench.nets import HeadsNet, backbone
-from nmc_workbench.readers import as_images
-from nmc_workbench.runs import load_checkpoint, read_metrics
+from nmc_workbench.methods.config import RunConfig
+from nmc_workbench.methods.sela.estimator import head_agreement
+from nmc_workbench.methods.sela.stages import SelfLabelling, SelfLabels, turnover
+from nmc_workbench.methods.sela.config import RECIPES, balanced_labels, label_steps, label_times, learning_rate
+from nmc_workbench.methods.sela.weights import as_original
+from nmc_workbench.nets.backbones import backbone
+from nmc_workbench.nets.heads import HeadsNet
+from nmc_workbench.data.readers import as_images
+from nmc_workbench.runs.checkpoints import load_checkpoint
+from nmc_workbench.runs.metrics_log import read_metrics
 from tests.ranks import member, together
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +99,7 @@ class InOrder(Batches):
         super().__init__(images, preset('spiral(noise=0)'), batch_size, 1, whole=True)
         self.x = x
 
-    def sweep(self, stage, number): return self.epoch(stage, number)
+    def full_pass(self, stage, number): return self.epoch(stage, number)
 
     def epoch(self, stage, epoch):
         for index in torch.arange(len(self.x)).split(self.batch_size): yield index, self.x[index][None]
@@ -114,7 +118,7 @@ def test_training_as_the_original(name):
     config = SeLaConfig(**{**RECIPES['imagenet'], 'n_clusters': k, 'hc': heads, 'epochs': epochs + 1, 'batch_size': batch, 'nopts': nopts, 'lr': lr, 'lrdrop': int(drop), 'momentum': momentum, 'wd': float(decay), 'lamb': float(lamb)}).checked()
     batches = InOrder(torch.from_numpy(g['x']), batch)
     stage = SelfLabelling(net, epochs + 1, config, batches)
-    stage.self_labels.features = lambda: (torch.arange(n), torch.cat([net.backbone(v[0]) for _, v in batches.sweep('labels', 0)]))      # in float64
+    stage.self_labels.features = lambda: (torch.arange(n), torch.cat([net.backbone(v[0]) for _, v in batches.full_pass('labels', 0)]))      # in float64
     stage.self_labels.labels.copy_(torch.from_numpy(g['init_labels']))
     stage.optimisers, updates, losses = stage.start(), [], []
     sgd = stage.optimisers['main']
@@ -173,12 +177,12 @@ def test_labels_are_balanced_and_turnover_is_measured(run):
 
 
 def test_the_head_is_chosen_without_classes(digits, run):
-    assert run.head_ == run.agreement_.argmax() and len(run.agreement_) == 2
+    assert run.head_ == run.head_agreement_.argmax() and len(run.head_agreement_) == 2
     other = SeLa(**QUICK, n_clusters=10, dataset='digits').fit(Images(digits.pixels, None, [], digits.ids, 'digits', 'train'))
     assert (other.labels_ == run.labels_).all() and 'acc' not in other.results_
     g = np.random.default_rng(0)
     y = g.integers(0, 4, 500)
-    assert agreement(np.stack([y, y, g.integers(0, 4, 500)])).argmin() == 2
+    assert head_agreement(np.stack([y, y, g.integers(0, 4, 500)])).argmin() == 2
 
 
 # --- the estimator
@@ -230,23 +234,23 @@ def test_logs_and_pictures_that_are_asked_for(digits, tmp_path):
 
 def test_starting_from_another_run_and_from_the_originals_form(run, digits, tmp_path):
     model = SeLa(**QUICK, start_from=run.run_.folder)
-    model.begin(digits)
+    model.prepare(digits)
     assert all(v.equal(model.network_.state_dict()[k]) for k, v in run.network_.state_dict().items())
     model = SeLa(**{**QUICK, 'hc': 3}, start_from=run.run_.folder)          # other heads: the backbone alone
-    model.begin(digits)
+    model.prepare(digits)
     assert model.network_.backbone.state_dict()['0.weight'].equal(run.network_.backbone.state_dict()['0.weight'])
     old = HeadsNet(*backbone('resnetv1(depth=18)'), 10, 2)
     torch.save(dict(state_dict=as_original(old), epoch=3), tmp_path / 'old.pth')
     pictures = as_images(torch.randint(0, 256, (60, 3, 40, 40), dtype=torch.uint8))
     model = SeLa(**{**QUICK, 'batch_size': 20}, n_clusters=10, arch='resnetv1(depth=18)', augs='sela_cifar(size=40)', start_from=tmp_path / 'old.pth')
-    model.begin(pictures)
+    model.prepare(pictures)
     assert model.network_.heads[1].weight.equal(old.heads[1].weight)
 
 
 def test_levels_of_augmentation_and_of_the_label_pass(digits):
     pictures = as_images(torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8))
     model = SeLa(epochs=1, nopts=1, hc=1, n_clusters=4, batch_size=20, arch='smallconv', augs='sela(level=3, size=32)', paugs='sela(level=0, size=32)').fit(pictures)
-    assert model._sweeps.augment.operations != model.trainer_.batches.augment.operations
+    assert model._label_batches.augment.operations != model.trainer_.batches.augment.operations
     for level in (3, '3'): assert SeLa()._augment(SeLaConfig(augs=level).checked()).operations[-1].mean == (.485, .456, .406)
 
 
@@ -255,7 +259,7 @@ import json, os, signal, sys, torch
 torch.set_num_threads(1)
 from nmc_workbench.data import load
 from nmc_workbench.methods import SeLa
-from nmc_workbench.training import Trainer
+from nmc_workbench.training.trainer import Trainer
 options, at = json.loads(sys.argv[1]), int(sys.argv[2])
 record = Trainer._record
 def die(self, row):
@@ -293,7 +297,7 @@ def on_rank(rank, port, out):
 def learned():
     "Losses and labels."
     model = SeLa(n_clusters=5, hc=3, epochs=4, nopts=5, batch_size=20, arch='mlp(width=32)', augs='spiral(noise=0)', lr=.05, lamb=5)
-    model.begin(still()).train()
+    model.prepare(still()).train()
     return dict(losses=[r['loss'] for r in model.trainer_.history], labels=model.trainer_.stages[0].self_labels.labels)
 
 

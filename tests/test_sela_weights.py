@@ -12,9 +12,11 @@ import torch
 import torchvision
 from torch import nn
 
-from nmc_workbench.basics import InputError
-from nmc_workbench.methods.sela_weights import as_original, load_pretrained, original_weights, to_torchvision
-from nmc_workbench.nets import HeadsNet, backbone, initialised
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.methods.sela.weights import as_original, load_pretrained, original_weights, to_torchvision
+from nmc_workbench.core.seeds import initialised
+from nmc_workbench.nets.backbones import backbone
+from nmc_workbench.nets.heads import HeadsNet
 
 K, H, N = 6, 3, 20
 LABELS = np.random.default_rng(0).integers(0, K, (H, N))

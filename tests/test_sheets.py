@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench import sheets
-from nmc_workbench.basics import InputError
-from nmc_workbench.sheets import gallery, nearest_and_farthest, views_sheet
+from nmc_workbench.plotting import galleries as sheets
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.plotting.galleries import gallery, nearest_and_farthest, views_sheet
 
 from tests.toys import clustering, png
 

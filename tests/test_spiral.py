@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 from nmc_workbench.data import load
 from nmc_workbench.methods import NMCE
-from nmc_workbench.methods.nmce_recipes import RECIPES
-from nmc_workbench.toy import ToyLab, outputs, toy_picture, watch
+from nmc_workbench.methods.nmce.config import RECIPES
+from nmc_workbench.explore.spiral_lab import ToyLab, outputs, toy_picture, watch
 
 from .toys import png
 
@@ -36,7 +36,7 @@ def test_the_picture_shows_regions_and_embedding(model, points):
 def test_looking_does_not_disturb_training(points):
     def run(look):
         model = NMCE(dataset='spiral', epochs=3, batch_size=100, device='cpu')
-        trainer = model.begin(points)
+        trainer = model.prepare(points)
         if look: watch(trainer.stages[0], lambda epoch: toy_picture(model.network_, points.pixels, points.labels), 1)
         trainer.train()
         return model.network_.state_dict()

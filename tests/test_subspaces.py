@@ -11,7 +11,7 @@ from scipy import sparse
 from sklearn.linear_model import ElasticNet
 
 from nmc_workbench import metrics
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 from nmc_workbench.subspaces import affinity, elastic_net_codes, kkt_residual, spectral_labels, subspace_clustering
 
 GOLDEN = Path(os.environ.get('NMC_GOLDEN_NMCE', Path(__file__).parent / 'golden' / 'nmce')) / 'ensc.npz'

@@ -9,18 +9,28 @@ import pytest
 import torch
 from torch import nn
 
-from nmc_workbench import training
+from nmc_workbench.training import trainer as training
 from nmc_workbench.augment import preset
-from nmc_workbench.basics import InputError, TrainingError
-from nmc_workbench.batches import Batches, from_main, mean_over_ranks, rank_and_world
+from nmc_workbench.core.errors import InputError, TrainingError
+from nmc_workbench.core.ranks import from_main, mean_over_ranks, rank_and_world
+from nmc_workbench.training.batches import Batches
 from nmc_workbench.data import load
 from nmc_workbench.methods import NMCE, NMCEConfig
-from nmc_workbench.methods.base import fill
-from nmc_workbench.methods.nmce import ClusterHeads, FineTune, Representation
-from nmc_workbench.methods.nmce_recipes import recipe
-from nmc_workbench.nets import SubspaceNet, backbone, initialised
-from nmc_workbench.runs import Run, load_checkpoint, read_metrics
-from nmc_workbench.training import PARTS, Precision, Stage, Stopwatch, Trainer, budget_line, compiled, keep_memory, progress, time_budget
+from nmc_workbench.methods.config import with_recipe
+from nmc_workbench.methods.nmce.stages import ClusterHeads, FineTune, Representation
+from nmc_workbench.methods.nmce.config import recipe
+from nmc_workbench.core.seeds import initialised
+from nmc_workbench.nets.backbones import backbone
+from nmc_workbench.nets.heads import SubspaceNet
+from nmc_workbench.runs.checkpoints import load_checkpoint
+from nmc_workbench.runs.folder import Run
+from nmc_workbench.runs.metrics_log import read_metrics
+from nmc_workbench.core.devices import keep_memory
+from nmc_workbench.core.progress import progress
+from nmc_workbench.training.precision import Precision, compiled
+from nmc_workbench.training.stage import Stage
+from nmc_workbench.training.timing import PARTS, Stopwatch, budget_line, time_budget
+from nmc_workbench.training.trainer import Trainer
 from tests.ranks import member, together
 
 
@@ -480,7 +490,7 @@ on_cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), re
 
 def nmce_on_cuda(compile=False, amp='bf16', **params):
     model = NMCE(recipe='cifar10', n_clusters=3, epochs=2, cluster_epochs=1, finetune_epochs=1, batch_size=64, hidden_dim=64, device='cuda', amp=amp, **params)
-    trainer = model.begin(torch.randint(0, 256, (192, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    trainer = model.prepare(torch.randint(0, 256, (192, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
     trainer.compile = compile
     return trainer
 
@@ -527,13 +537,13 @@ class Turning:
         self.count += 1
         return x @ torch.tensor([[[1., .1], [0, 1]], [[1., 0], [-.2, .9]]][self.count % 2])
     @property
-    def baseline(self): return lambda x: x
+    def plain(self): return lambda x: x
 
 
 def nmce_trainer(folder=None, epochs=3):
     "NMCE's stages on a net without batch norm; one step an epoch."
     points = load('spiral', n=80)
-    config = fill(NMCEConfig(dataset='spiral', n_clusters=2, z_dim=4, z_weight=2., n_init=1, optimizer='lars', lr=.05, cluster_lr=.05, cluster_batch_size=80), recipe('npz', points.shape))
+    config = with_recipe(NMCEConfig(dataset='spiral', n_clusters=2, z_dim=4, z_weight=2., n_init=1, optimizer='lars', lr=.05, cluster_lr=.05, cluster_batch_size=80), recipe('npz', points.shape))
     net = initialised(lambda: SubspaceNet(*backbone('mlp', 2, width=16, depth=2), 4, 2, hidden=None), 5)
     run = Run(folder, dict(method='NMCE')) if folder and rank_and_world()[0] == 0 else None
     return Trainer([s(net, epochs, config) for s in (Representation, ClusterHeads, FineTune)], Batches(points, Turning(), 80, 2), run)
@@ -545,7 +555,7 @@ QUICK = dict(epochs=4, cluster_epochs=4, finetune_epochs=4, n_init=3, batch_size
 def fit(folder, resume=False, stop=None):
     model, images = NMCE(**QUICK, run_dir=folder, resume=resume), load('digits', limit=80)
     if stop:
-        try: interrupt_after(model.begin(images), *stop).train()
+        try: interrupt_after(model.prepare(images), *stop).train()
         except KeyboardInterrupt: return None
     return model.fit(images)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 from nmc_workbench.transport import HeadLogits, _Scores, sinkhorn
 from tests.ranks import member, together
 

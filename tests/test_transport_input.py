@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 from nmc_workbench.transport import HeadLogits, sinkhorn
 
 x = 6 * torch.randn(200, 10, generator=torch.Generator().manual_seed(0))

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nmc_workbench.basics import InputError
+from nmc_workbench.core.errors import InputError
 
 for name in ('gudhi', 'matplotlib', 'plotly', 'anywidget'): pytest.importorskip(name)
 
 from nmc_workbench.data import load
-from nmc_workbench.features import extract
+from nmc_workbench.evaluation.features import extract
 from nmc_workbench.methods import NMCE
-from nmc_workbench.pictures import cluster_colours
+from nmc_workbench.plotting.colours import cluster_colours
 from nmc_workbench.transport import sinkhorn
-from nmc_workbench.transport_lab import LARGEST, POWERS, TransportLab, facts, powers_picture, solved
-from nmc_workbench.transport_plots import mattering, plan_matrix
+from nmc_workbench.explore.transport_lab import LARGEST, POWERS, TransportLab, facts, powers_picture, solved
+from nmc_workbench.plotting.transport import mattering, plan_matrix
 
 from .toys import HOSTILE, png
 

@@ -6,10 +6,10 @@ pytest.importorskip('matplotlib')
 
 from matplotlib.colors import to_hex
 
-from nmc_workbench.basics import InputError
-from nmc_workbench.pictures import cluster_colours
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.plotting.colours import cluster_colours
 from nmc_workbench.transport import sinkhorn
-from nmc_workbench.transport_plots import MOST, mattering, plan_matrix, plan_order, plan_picture, residual_picture, sizes_picture, turnover_picture
+from nmc_workbench.plotting.transport import MOST, mattering, plan_matrix, plan_order, plan_picture, residual_picture, sizes_picture, turnover_picture
 
 from .toys import HOSTILE, png
 

@@ -94,7 +94,7 @@ def cifar10(data):
     return trained('CIFAR-10, K = 10, on a CPU', 'cifar10', 'make bench-data DATA=folder', range(1), dataset='folder', data_dir=found(data, 'cifar10'), recipe='cifar10_small')
 
 
-def _neighbours(run, results): return {**{k: results[k] for k in ('purity', 'agreement')}, **json.loads((run / 'knn.json').read_text())}
+def _neighbours(run, results): return {**{k: results[k] for k in (('purity', 'head_agreement'))}, **json.loads((run / 'knn.json').read_text())}
 
 
 def sela_digits(data): return trained('1,797 digits, 10 heads', 'sela_digits', 'make bench', range(3), 'train_sela', _neighbours, dataset='digits')

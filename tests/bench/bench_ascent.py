@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import parametrize
 
-from nmc_workbench.ascent import ascend
-from nmc_workbench.potential import Potential, dsm_loss, mean_std, noise_scales
+from nmc_workbench.modes.ascent import ascend
+from nmc_workbench.modes.potential import Potential, dsm_loss, mean_std, noise_scales
 
 POTENTIALS = dict(spectral=dict(norm='spectral', weight='none'), sigma2=dict(norm='none', weight='sigma2'))
 

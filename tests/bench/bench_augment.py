@@ -8,7 +8,8 @@ import torch
 from torchvision import transforms as T
 from torchvision.transforms.functional import to_pil_image
 
-from nmc_workbench.augment import CIFAR, preset
+from nmc_workbench.augment import preset
+from nmc_workbench.augment.presets import CIFAR
 
 def pil_pipeline():
     "Bytes as PIL images in, normalised tensors out."

@@ -90,7 +90,7 @@ def plain_steps(n_steps, n=N):
 def our_trainer(n_steps, n=N):
     from nmc_workbench.methods import NMCE
     model = NMCE(recipe='coil20', batch_size=n, n_clusters=20, epochs=n_steps, device='cpu')
-    return model.begin(pixels(n))
+    return model.prepare(pixels(n))
 
 
 def our_steps(n_steps, n=N):

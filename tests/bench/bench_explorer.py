@@ -13,7 +13,7 @@ import numpy as np
 from tests.browsing import drawn, lasso, notebook, run_all, seconds_until, times_drawn
 
 CELL = '''
-from nmc_workbench.explorer import Explorer
+from nmc_workbench.explore.explorer import Explorer
 explorer = Explorer.of_runs({root!r}, {first!r}, map_method='pca')
 explorer
 '''
@@ -23,7 +23,7 @@ MEMORY = "import os, re; print('VmRSS', re.search(r'VmRSS:\\s+(\\d+)', open('/pr
 def large_run(folder, data, n=60_000, k=10):
     "A run folder of MNIST: 32 principal components, k-means, and the first two components as its map."
     from sklearn.cluster import MiniBatchKMeans
-    from nmc_workbench.basics import write_array, write_json
+    from nmc_workbench.core.files import write_array, write_json
     from nmc_workbench.data import load
     images = load('npz', root=data, limit=n) if n < 60_000 else load('npz', root=data)
     x = images.pixels.flatten(1).numpy().astype('f4') / 255
@@ -39,7 +39,7 @@ def large_run(folder, data, n=60_000, k=10):
 
 def small_run(folder):
     "Another run, to begin with."
-    from nmc_workbench.basics import write_array, write_json
+    from nmc_workbench.core.files import write_array, write_json
     x = np.random.default_rng(0).normal(size=(60, 2)).astype('f4')
     write_json(folder / 'config.json', dict(method='NMCE', dataset='digits', seed=0))
     for name, array in dict(embeddings=x, predictions=np.arange(60) % 3).items(): write_array(folder / f'{name}.npy', array)

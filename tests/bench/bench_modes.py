@@ -18,7 +18,7 @@ import warnings
 
 import numpy as np
 
-from nmc_workbench.modes import assign, deduplicate
+from nmc_workbench.modes.endpoints import assign, deduplicate
 from nmc_workbench.persistence import knn_edges, merge_tree
 
 DIM, EPS, MIN_SAMPLES = 128, .5, 5

@@ -82,7 +82,7 @@ def over_eps(images, encoders, data):
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
                 model.config_ = replace(model.config_, dbscan_eps=eps)
-                model._settle(model.embedding_)
+                model._fit_clusters(model.embedding_)
             model.labels_ = model._label(model.embedding_, None)
             found.setdefault(str(eps), []).append(dict(seed=s, n_clusters=model.n_clusters_, n_modes=model.tree_.n_modes, **model.scores(images)))
     return found

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from nmc_workbench.persistence_lab import PersistenceLab
+from nmc_workbench.explore.persistence_lab import PersistenceLab
 
 
 def lab_of(n=10_000, groups=20, seed=0):

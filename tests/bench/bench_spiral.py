@@ -16,10 +16,10 @@ def one(seed, **options):
     from nmc_workbench.data import load
     from nmc_workbench.losses import optimal_reduction
     from nmc_workbench.methods import NMCE
-    from nmc_workbench.methods.nmce_recipes import RECIPES
+    from nmc_workbench.methods.nmce.config import RECIPES
     size = options.get('batch_size', RECIPES['spiral']['batch_size'])
     model = NMCE(dataset='spiral', seed=seed, device='cpu', **options)
-    trainer = model.begin(load('spiral', n=50 * size, seed=seed, fresh=True))
+    trainer = model.prepare(load('spiral', n=50 * size, seed=seed, fresh=True))
     start = resource.getrusage(resource.RUSAGE_SELF).ru_utime + resource.getrusage(resource.RUSAGE_SELF).ru_stime
     last = trainer.train()[-1]
     spent = resource.getrusage(resource.RUSAGE_SELF).ru_utime + resource.getrusage(resource.RUSAGE_SELF).ru_stime - start

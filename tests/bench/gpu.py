@@ -19,12 +19,13 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nmc_workbench.basics import InputError, write_json, write_torch
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.files import write_json, write_torch
 from nmc_workbench.data import load
-from nmc_workbench.images import Images, list_images
+from nmc_workbench.data.images import Images, list_images
 from nmc_workbench.methods import NMCE
-from nmc_workbench.runs import load_checkpoint
-from nmc_workbench.training import PARTS, time_budget
+from nmc_workbench.runs.checkpoints import load_checkpoint
+from nmc_workbench.training.timing import PARTS, time_budget
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = (*PARTS, 'other')
@@ -114,7 +115,7 @@ def waits(trainer):
 
 def speed_of_stage_1(o, images, compile):
     "In the steady state: the first epoch compiles and chooses kernels, and is left out."
-    trainer = method(o, epochs=5, run_dir=None, resume=False).begin(images.subset(torch.arange(o.batch_size * o.steps) % len(images)))
+    trainer = method(o, epochs=5, run_dir=None, resume=False).prepare(images.subset(torch.arange(o.batch_size * o.steps) % len(images)))
     trainer.compile, cuda = compile, trainer.device.type == 'cuda'
     if cuda: torch.cuda.reset_peak_memory_stats()
     rows = trainer.train(until=trainer.stages[0].name)
@@ -127,7 +128,7 @@ def speed_of_stage_1(o, images, compile):
 def head_update(o, images, amp):
     "How far one step of stage 2 moves the heads."
     model = method(o, amp=amp, cluster_epochs=1, run_dir=None, resume=False)
-    trainer = model.begin(images.subset(torch.arange(o.batch_size) % len(images)))
+    trainer = model.prepare(images.subset(torch.arange(o.batch_size) % len(images)))
     def heads(): return torch.cat([p.detach().flatten().clone() for m in (model.network_.subspace, model.network_.cluster) for p in m.parameters()])
     before, trainer.next_stage = heads(), 1
     trainer.train(until=trainer.stages[1].name)
@@ -154,7 +155,7 @@ def speed(o, images):
 def train(o, images, views_per_second):
     "The model, after what was left of its training or as much of it as there was time for; a checkpoint about every minute."
     model = method(o)
-    trainer = model.begin(images)
+    trainer = model.prepare(images)
     views = len(trainer.batches) * trainer.batches.batch_size * trainer.batches.n_views
     trainer.compile, trainer.checkpoint_every = not o.no_compile, max(1, round(60 * views_per_second / views))
     trainer.train(seconds=max(0., o.minutes * 60 - RESERVE - (time.monotonic() - START)))

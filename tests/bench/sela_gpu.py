@@ -13,11 +13,11 @@ from statistics import median
 
 import torch
 
-from nmc_workbench.basics import write_json
+from nmc_workbench.core.files import write_json
 from nmc_workbench.data import load
 from nmc_workbench.methods import SeLa
 from nmc_workbench.metrics import knn_accuracy
-from nmc_workbench.training import time_budget
+from nmc_workbench.training.timing import time_budget
 from nmc_workbench.transport import sinkhorn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ def main():
     if o.device == 'cuda' and not torch.cuda.is_available(): sys.exit('no CUDA device here: nothing was measured')
     train, test = (load(o.dataset, split, o.data, **(dict(limit=o.limit) if o.limit else {})) for split in ('train', 'test'))
     model = SeLa(recipe=o.recipe, arch=o.arch, augs=o.augs, epochs=o.epochs, nopts=o.epochs, seed=o.seed, device=o.device, amp=o.amp, run_dir=o.run_dir, resume=True)
-    trainer = model.begin(train)
+    trainer = model.prepare(train)
     path = Path(o.run_dir) / 'untrained.json'
     if not path.is_file(): write_json(path, dict(knn=neighbours(model, train, test)))
     trainer.train(seconds=60 * o.minutes - (time.monotonic() - START))
