@@ -46,15 +46,18 @@ def test_an_epoch_is_a_function_of_seed_stage_and_number(digits):
         for e in before: list(batches.epoch('one', e))
         return next(iter(batches.epoch(stage, epoch)))
     index, views = first()
-    for again in (first(), first(before=(0, 1)), first(before=(3, 4))): assert index.equal(again[0]) and views.equal(again[1])
-    for other in (first(seed=1), first(stage='two'), first(epoch=4)): assert not index.equal(other[0]) and not views.equal(other[1])
+    for again in (first(), first(before=(0, 1)), first(before=(3, 4))):
+        assert index.equal(again[0]) and views.equal(again[1])
+    for other in (first(seed=1), first(stage='two'), first(epoch=4)):
+        assert not index.equal(other[0]) and not views.equal(other[1])
 
 
 def test_the_noise_of_the_views_is_the_epochs_own(digits):
     "Not only the order changes from epoch to epoch."
     class Noise:
         def __call__(self, pixels, generator): return torch.rand(len(pixels), generator=generator)
-    def views(seed=0, stage='one', epoch=3): return torch.cat([v for _, v in Batches(digits, Noise(), 25, 2, seed).epoch(stage, epoch)])
+    def views(seed=0, stage='one', epoch=3):
+        return torch.cat([v for _, v in Batches(digits, Noise(), 25, 2, seed).epoch(stage, epoch)])
     assert views().equal(views()) and len(views().unique()) == views().numel()
     for other in (views(seed=1), views(stage='two'), views(epoch=4)): assert not views().equal(other)
 
@@ -62,7 +65,8 @@ def test_the_noise_of_the_views_is_the_epochs_own(digits):
 def test_plain_gives_every_sample_once_in_order(digits):
     for size in (1, 7, 110, 1000):
         parts = list(make(digits).plain(size))
-        assert torch.cat([i for i, _ in parts]).equal(torch.arange(110)) and max(len(i) for i, _ in parts) == min(size, 110)
+        assert torch.cat([i for i, _ in parts]).equal(torch.arange(110))
+        assert max(len(i) for i, _ in parts) == min(size, 110)
         torch.testing.assert_close(torch.cat([x for _, x in parts]), digits.pixels / 255)
 
 
@@ -73,15 +77,18 @@ def test_streamed_files_give_what_memory_gives(tmp_path):
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / f'{i % 2}/{i}.png')
     streamed = load('imagenet_folder', root=tmp_path, size=8, channels=1)
     assert streamed.streams
-    for (i, a), (j, b) in zip(make(streamed, batch_size=5).epoch('one', 2), make(streamed.resident(), batch_size=5).epoch('one', 2), strict=True): assert i.equal(j) and a.equal(b)
-    for (i, a), (j, b) in zip(make(streamed).plain(5) if len(streamed) > 25 else make(streamed, batch_size=5).plain(5), make(streamed.resident(), batch_size=5).plain(5), strict=True):
+    for (i, a), (j, b) in zip(make(streamed, batch_size=5).epoch('one', 2),
+                              make(streamed.resident(), batch_size=5).epoch('one', 2), strict=True):
+        assert i.equal(j) and a.equal(b)
+    for (i, a), (j, b) in zip(make(streamed).plain(5) if len(streamed) > 25 else make(streamed, batch_size=5).plain(5),
+                              make(streamed.resident(), batch_size=5).plain(5), strict=True):
         assert i.equal(j) and a.equal(b)
 
 
 @pytest.mark.parametrize('world', [2, 5])
 def test_ranks_share_each_batch(digits, monkeypatch, world):
-    whole = [i for i, _ in make(digits).epoch('one', 1)] if world == 5 else [i for i, _ in make(digits, batch_size=24).epoch('one', 1)]
     size = 25 if world == 5 else 24
+    whole = [i for i, _ in make(digits, batch_size=size).epoch('one', 1)]
     parts, views = [], []
     for rank in range(world):
         monkeypatch.setattr(module, 'rank_and_world', lambda: (rank, world))
@@ -94,7 +101,8 @@ def test_ranks_share_each_batch(digits, monkeypatch, world):
 
 
 def test_batch_size_is_checked(digits, monkeypatch):
-    with pytest.raises(InputError, match='batch_size=111 > n_samples=110; choose a smaller'): make(digits, batch_size=111)
+    with pytest.raises(InputError, match='batch_size=111 > n_samples=110; choose a smaller'):
+        make(digits, batch_size=111)
     assert len(make(digits, batch_size=110)) == 1
     monkeypatch.setattr(module, 'rank_and_world', lambda: (0, 2))
     with pytest.raises(InputError, match='batch_size=25 is not a multiple of the 2 ranks'): make(digits)

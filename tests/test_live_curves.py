@@ -27,7 +27,8 @@ def rows(n): return [dict(stage='first', epoch=e, loss=1 / (e + 1)) for e in ran
 
 def trainer(folder=None, **more):
     "Two stages of a small run, of four epochs and three."
-    config = dict(dataset='digits', epochs=4, cluster_epochs=3, stages='representation,cluster_heads', batch_size=50, n_init=2, device='cpu', checkpoint_every=1)
+    config = dict(dataset='digits', epochs=4, cluster_epochs=3, stages='representation,cluster_heads', batch_size=50,
+                  n_init=2, device='cpu', checkpoint_every=1)
     return NMCE(**config, run_dir=None if folder is None else str(folder), **more).prepare(load('digits', limit=100))
 
 
@@ -133,7 +134,8 @@ def test_a_failure_to_draw_warns_once_and_the_training_goes_on(shown, monkeypatc
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         run.train('representation', watch=live)
-    assert [str(w.message) for w in told if 'curves' in str(w.message)] == ['the curves are not drawn, and the training goes on: ValueError: no room']
+    said = [str(w.message) for w in told if 'curves' in str(w.message)]
+    assert said == ['the curves are not drawn, and the training goes on: ValueError: no room']
     assert calls == [2, 3, 4] and shown == [(0, STILL)]         # and the curves come back when they can
 
 
@@ -141,7 +143,8 @@ def test_a_failure_to_show_is_no_more_than_a_warning(shown, monkeypatch):
     import IPython.display
     def display(*args, **kwargs): raise OSError('the page is gone')
     monkeypatch.setattr(IPython.display, 'display', display)
-    with pytest.warns(UserWarning, match='OSError: the page is gone'): trainer().train('representation', watch=LiveCurves(PANELS))
+    with pytest.warns(UserWarning, match='OSError: the page is gone'):
+        trainer().train('representation', watch=LiveCurves(PANELS))
 
 
 def test_a_failing_drawing_waits_too(shown, clock, monkeypatch):
@@ -177,7 +180,8 @@ def test_the_same_bits_with_and_without(shown, monkeypatch):
     watched.train(watch=LiveCurves(PANELS)), plain.train()
     assert len(shown) == 6 and same(weights(watched), weights(plain))
     timed = ('seconds', 'views_per_second')
-    assert [{k: v for k, v in r.items() if not k.startswith(timed)} for r in watched.history] == [{k: v for k, v in r.items() if not k.startswith(timed)} for r in plain.history]
+    def untimed(run): return [{k: v for k, v in r.items() if not k.startswith(timed)} for r in run.history]
+    assert untimed(watched) == untimed(plain)
 
 
 def test_a_resumed_run_shows_all_epochs_and_ends_with_the_same_bits(shown, tmp_path, monkeypatch):
@@ -187,7 +191,8 @@ def test_a_resumed_run_shows_all_epochs_and_ends_with_the_same_bits(shown, tmp_p
     with pytest.raises(KeyboardInterrupt): trainer(tmp_path / 'run').train(watch=stop)
     resumed, plain, drawn, real = trainer(tmp_path / 'run', resume=True), trainer(), [], live_curves.curves
     live = LiveCurves(PANELS)
-    monkeypatch.setattr(live_curves, 'curves', lambda log, *args: [drawn.append([r['epoch'] for r in log]), real(log, *args)][1])
+    monkeypatch.setattr(live_curves, 'curves',
+                        lambda log, *args: [drawn.append([r['epoch'] for r in log]), real(log, *args)][1])
     live.finish(resumed.train('representation', watch=live))
     assert drawn == [[0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3]] and shown == [(0, STILL)] * 2 + [(0, WHOLE)]
     plain.train('representation')
@@ -225,31 +230,39 @@ def papermill(notebook, out, cwd, **parameters):
     pytest.importorskip('papermill')
     words = [w for k, v in parameters.items() for w in ('-p', k, str(v))]
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
-    run = subprocess.run([sys.executable, '-m', 'papermill', str(notebook), str(out), '--no-progress-bar', *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, '-m', 'papermill', str(notebook), str(out), '--no-progress-bar', *words],
+                         cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     return run.returncode, run.stderr, nbformat.read(out, as_version=4)
 
 
 def outputs(notebook): return [o for c in notebook.cells if c.cell_type == 'code' for o in c.outputs if 'data' in o]
-def pictures(notebook): return [o for o in outputs(notebook) if o.data.get('text/plain', '').startswith('Picture: curves of')]
+def pictures(notebook):
+    return [o for o in outputs(notebook) if o.data.get('text/plain', '').startswith('Picture: curves of')]
 
 
 @pytest.mark.slow
 def test_a_run_of_the_train_notebook(tmp_path):
-    "One output of curves a stage, each with a still beside the figure, as every interactive one has; the same in the HTML copy."
+    "One output of curves per stage, each with a still beside the figure; the same in the HTML copy."
     from nmc_workbench.reports.html import html_copy
     small = dict(limit=200, batch_size=100, epochs=4, cluster_epochs=3, finetune_epochs=3, n_init=2, device='cpu')
-    code, err, notebook = papermill(ROOT / 'nbs/train_nmce.ipynb', tmp_path / 'out.ipynb', tmp_path, run_dir='run', **small)
+    code, err, notebook = papermill(ROOT / 'nbs/train_nmce.ipynb', tmp_path / 'out.ipynb', tmp_path, run_dir='run',
+                                    **small)
     assert code == 0, err[-2000:]
     curves = pictures(notebook)
     assert len(curves) == 3 and all(set(o.data) == WHOLE for o in curves)
-    assert [o.data['text/plain'].count(k) for o, k in zip(curves, ['effective rank', 'best start minus worst', 'similarity of views'])] == [1, 1, 1]
-    assert [len(o.data[PLOTLY]['data'][0]['text']) for o in curves] == [4, 3, 7]        # all epochs of its stages, and a gap between two
-    for stage in ('representation', 'cluster_heads', 'fine_tune'): assert (tmp_path / f'run/figures/{stage}.png').stat().st_size > 10_000
+    assert [o.data['text/plain'].count(k) for o, k in zip(curves,
+                                                          ['effective rank', 'best start minus worst',
+                                                           'similarity of views'])] == [1, 1, 1]
+    # all epochs of its stages, and a gap between two
+    assert [len(o.data[PLOTLY]['data'][0]['text']) for o in curves] == [4, 3, 7]
+    for stage in ('representation', 'cluster_heads', 'fine_tune'):
+        assert (tmp_path / f'run/figures/{stage}.png').stat().st_size > 10_000
     interactive = [o for o in outputs(notebook) if any('plotly' in k or 'widget' in k for k in o.data)]
     assert len(interactive) >= 7 and all(len(o.data.get('image/png', '')) > 1000 for o in interactive)
 
     html = html_copy(tmp_path / 'out.ipynb').read_text()
-    assert html.count('class="interactive"') == len(interactive) and all(html.count(o.data['image/png'].strip()) == 1 for o in interactive)
+    assert html.count('class="interactive"') == len(interactive)
+    assert all(html.count(o.data['image/png'].strip()) == 1 for o in interactive)
     assert "default-src 'none'" in html and 'effective rank of the embedding' in html
 
 
@@ -295,7 +308,9 @@ def test_in_jupyterlab_one_picture_changes_in_place_and_stays_after_a_reload(pag
         }).observe(document, {subtree: true, childList: true, attributes: true})''')
     run_all(page, lab('curves.ipynb'))
     page.locator('.jp-RenderedPlotly img').wait_for()
-    assert page.evaluate('[window.stills.length, window.most]') == [6, 1] and page.locator('.jp-OutputArea-output').count() == 1     # five stills, and the picture's own
+    # five stills, and the picture's own
+    assert page.evaluate('[window.stills.length, window.most]') == [6, 1]
+    assert page.locator('.jp-OutputArea-output').count() == 1
     page.locator('.jp-RenderedPlotly').hover()                  # JupyterLab draws the figure where the pointer is
     page.locator('.jp-RenderedPlotly.js-plotly-plot .scatterlayer').wait_for()
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")

@@ -1,7 +1,7 @@
 """A run that is killed, at any moment, and taken up again ends where an uninterrupted one ends: to the bit, on a CPU.
 
-The runs are processes of their own, killed with SIGKILL. All have one thread: sums over batches are taken in another order with another number of
-threads, so the claim is for equal numbers of threads."""
+The runs are processes of their own, killed with SIGKILL. All have one thread: sums over batches are taken in another
+order with another number of threads, so the claim is for equal numbers of threads."""
 import json
 import os
 import random
@@ -18,8 +18,9 @@ import pytest
 from nmc_workbench.runs.checkpoints import load_checkpoint
 from nmc_workbench.runs.metrics_log import read_metrics
 
-LONG = dict(epochs=8, cluster_epochs=8, finetune_epochs=8, n_init=3, batch_size=100, checkpoint_every=3, hidden_dim=64, device='cpu')
-SHORT = {**LONG, 'epochs': 3, 'cluster_epochs': 3, 'finetune_epochs': 3, 'n_init': 2, 'checkpoint_every': 2, 'hidden_dim': 16}
+LONG = dict(epochs=8, cluster_epochs=8, finetune_epochs=8, n_init=3, batch_size=100, checkpoint_every=3, hidden_dim=64,
+            device='cpu')
+SHORT = LONG | dict(epochs=3, cluster_epochs=3, finetune_epochs=3, n_init=2, checkpoint_every=2, hidden_dim=16)
 STAGES = ('representation', 'cluster_heads', 'fine_tune')
 THREADS = {k: '1' for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}
 
@@ -31,19 +32,20 @@ from nmc_workbench.methods import NMCE
 NMCE(**json.loads(sys.argv[1])).fit(load('digits', limit=400))
 """
 
-# Imports once, then runs each request in a process of its own, which it names and whose end it reports. `die` makes the process kill itself
-# while it writes the file of that name for the n-th time: with half of the content there, or with all of it but before it has its name.
+# Imports once, then runs each request in a process of its own, which it names and whose end it reports. `die` makes
+# the process kill itself
+# while it writes the file of that name for the n-th time: with half of the content there, or with all of it but
+# before it has its name.
 NURSERY = """
 import json, os, re, signal, sys, torch
 torch.set_num_threads(1)
 from torch.utils.tensorboard import SummaryWriter
-from nmc_workbench.core import errors as basics
-from nmc_workbench.runs import folder as runs
+from nmc_workbench.core import files
 from nmc_workbench.data import load
 from nmc_workbench.methods import NMCE
 
 def arm(name, nth, half):
-    sync, write, left = os.fsync, runs._write_all, [nth]
+    sync, write, left = os.fsync, files._write_all, [nth]
     def now(found):
         left[0] -= name == found
         return name == found and left[0] == 0
@@ -57,7 +59,7 @@ def arm(name, nth, half):
             f.write(data[:len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         write(f, data)
-    os.fsync, runs._write_all = deadly_sync, deadly_write
+    os.fsync, files._write_all = deadly_sync, deadly_write
 
 for line in sys.stdin:
     ask = json.loads(line)
@@ -94,14 +96,18 @@ class Child:
 @pytest.fixture(scope='module')
 def fit(tmp_path_factory):
     "Starts a fit: fit(folder, params, resume, die) -> Child."
-    nursery = subprocess.Popen([sys.executable, '-c', NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **THREADS})
+    nursery = subprocess.Popen([sys.executable, '-c', NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True, env={**os.environ, **THREADS})
     yield lambda folder, params, resume=False, die=None: Child(nursery, folder, params, resume, die)
     nursery.stdin.close()
     nursery.wait(20)
 
 
 def by_itself(folder, params, resume=False):
-    return subprocess.Popen([sys.executable, '-c', FIT, json.dumps({**params, 'run_dir': str(folder), 'resume': resume})], stderr=subprocess.DEVNULL, env={**os.environ, **THREADS})
+    return subprocess.Popen(
+                            [sys.executable, '-c', FIT,
+                             json.dumps({**params, 'run_dir': str(folder), 'resume': resume})],
+                            stderr=subprocess.DEVNULL, env={**os.environ, **THREADS})
 
 
 @pytest.fixture(scope='module')
@@ -136,8 +142,10 @@ def wait_for(rows, folder, pause, seconds=60):
 def compare(folder, whole):
     a, b = (load_checkpoint(Path(f) / 'model.pt')['weights'] for f in (folder, whole))
     assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
-    for name in ('model.pt', 'predictions.npy', 'embeddings.npy', 'ids.npy'): assert (Path(folder) / name).read_bytes() == (Path(whole) / name).read_bytes()
-    a, b = ([{k: v for k, v in r.items() if not k.startswith('seconds') and k != 'views_per_second'} for r in read_metrics(f)] for f in (folder, whole))
+    for name in ('model.pt', 'predictions.npy', 'embeddings.npy', 'ids.npy'):
+        assert (Path(folder) / name).read_bytes() == (Path(whole) / name).read_bytes()
+    def timed(k): return k.startswith('seconds') or k == 'views_per_second'
+    a, b = ([{k: v for k, v in r.items() if not timed(k)} for r in read_metrics(f)] for f in (folder, whole))
     assert a == b and [r['stage'] for r in a] == [s for s in STAGES for _ in range(len(a) // 3)]
     results = [json.loads((Path(f) / 'results.json').read_text()) for f in (folder, whole)]
     assert {**results[0], 'seconds': 0} == {**results[1], 'seconds': 0}
@@ -145,13 +153,16 @@ def compare(folder, whole):
 
 
 def test_a_run_has_what_the_others_are_compared_with(whole):
-    assert rows_in(whole) == 24 and np.load(whole / 'predictions.npy').shape == (400,) and len(load_checkpoint(whole / 'model.pt')['weights']) > 20
+    assert rows_in(whole) == 24
+    assert np.load(whole / 'predictions.npy').shape == (400,)
+    assert len(load_checkpoint(whole / 'model.pt')['weights']) > 20
     assert len(set(np.load(whole / 'predictions.npy'))) > 5
     assert json.loads((whole / 'provenance.json').read_text())['threads'] == 1
 
 
 def kill_between(fit, folder, first, last, pause):
-    "A run killed a moment after its log has `first` rows, and before it has `last`; tried again where the machine was too busy to hit that."
+    """A run killed a moment after its log has `first` rows, and before it has `last`; tried again where the machine was
+    too busy to hit that."""
     for i in range(5):
         path = folder.with_name(f'{folder.name}try{i}')
         child = fit(path, LONG)
@@ -184,9 +195,13 @@ def test_killed_twice_in_processes_started_by_hand(tmp_path, whole):
     compare(tmp_path / 'run', whole)
 
 
-# The name of a file, and which of its writings it is killed in. A run of three times three epochs writes its checkpoint six times and its log nine times.
-MOMENTS = [('config.json', 1), ('provenance.json', 3), ('checkpoint.pt', 1), ('checkpoint.pt', 2), ('checkpoint.pt', 3), ('checkpoint.pt', 6), ('representation.pt', 1), ('model.pt', 1),
-           ('predictions.npy', 1), ('results.json', 1), ('metrics.jsonl', 1), ('metrics.jsonl', 5), ('metrics.jsonl', 9)]
+# The name of a file, and which of its writings it is killed in. A run of three times three epochs writes its
+# checkpoint six times and its log nine times.
+MOMENTS = [
+    ('config.json', 1), ('provenance.json', 3),
+    ('checkpoint.pt', 1), ('checkpoint.pt', 2), ('checkpoint.pt', 3), ('checkpoint.pt', 6),
+    ('representation.pt', 1), ('model.pt', 1), ('predictions.npy', 1), ('results.json', 1),
+    ('metrics.jsonl', 1), ('metrics.jsonl', 5), ('metrics.jsonl', 9)]
 
 
 @pytest.mark.slow
@@ -204,8 +219,11 @@ def test_killed_while_writing(tmp_path, fit, whole_short):
 @pytest.mark.slow
 def test_killed_again_and_again(tmp_path, fit, whole_short):
     "Every process gets one file further, and is killed while it writes it."
-    for i, (name, nth) in enumerate([('config.json', 1), ('metrics.jsonl', 2), ('checkpoint.pt', 2), ('checkpoint.pt', 2), ('cluster_heads.pt', 1), ('checkpoint.pt', 1), ('model.pt', 1), ('embeddings.npy', 1)]):
-        assert fit(tmp_path / 'run', SHORT, resume=True, die=(name, nth, i % 2 == 0)).wait() == -signal.SIGKILL, (name, nth)
+    for i, (name, nth) in enumerate([('config.json', 1), ('metrics.jsonl', 2), ('checkpoint.pt', 2),
+                                     ('checkpoint.pt', 2), ('cluster_heads.pt', 1), ('checkpoint.pt', 1),
+                                     ('model.pt', 1), ('embeddings.npy', 1)]):
+        assert fit(tmp_path / 'run', SHORT, resume=True,
+                   die=(name, nth, i % 2 == 0)).wait() == -signal.SIGKILL, (name, nth)
     assert fit(tmp_path / 'run', SHORT, resume=True).wait() == 0
     compare(tmp_path / 'run', whole_short)
 
@@ -224,7 +242,8 @@ def test_a_finished_run_gives_its_results_at_once(tmp_path, fit, whole):
     began = time.monotonic()
     assert fit(folder, LONG, resume=True).wait() == 0
     assert time.monotonic() - began < json.loads((whole / 'results.json').read_text())['seconds'] + 1
-    assert before == ((folder / 'checkpoint.pt').stat().st_mtime_ns, (folder / 'metrics.jsonl').read_bytes())       # nothing was trained
+    # nothing was trained
+    assert before == ((folder / 'checkpoint.pt').stat().st_mtime_ns, (folder / 'metrics.jsonl').read_bytes())
     compare(folder, whole)
 
 

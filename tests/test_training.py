@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nmc_workbench.training import trainer as training
+from nmc_workbench.training import callbacks, timing, trainer as training
 from nmc_workbench.augment import preset
 from nmc_workbench.core.errors import InputError, TrainingError
 from nmc_workbench.core.ranks import from_main, mean_over_ranks, rank_and_world
@@ -56,7 +56,8 @@ def make(digits, tmp_path):
     def make(kinds=(Agree, Second), epochs=5, folder='run', resume=False, every=2):
         net = initialised(lambda: nn.Linear(64, 4), 0)
         run = Run(tmp_path / folder, dict(epochs=epochs), resume) if folder else None
-        return Trainer([k(net, epochs) for k in kinds], Batches(digits, preset('digits'), 20), run, checkpoint_every=every, resume=resume)
+        return Trainer([k(net, epochs) for k in kinds], Batches(digits, preset('digits'), 20), run,
+                       checkpoint_every=every, resume=resume)
     return make
 
 
@@ -83,7 +84,8 @@ def test_a_stage_must_say_what_it_does(digits):
 
 def test_learns_lets_nothing_else_learn():
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
-    assert len(Stage(net, 1).learns(net[2])) == 2 and [p.requires_grad for p in net.parameters()] == [False] * 4 + [True] * 2
+    assert len(Stage(net, 1).learns(net[2])) == 2
+    assert [p.requires_grad for p in net.parameters()] == [False] * 4 + [True] * 2
     Stage(net, 1).learns(net[0], net[1])
     assert [p.requires_grad for p in net.parameters()] == [True] * 4 + [False] * 2
 
@@ -97,7 +99,8 @@ def test_hooks_are_called_in_order(make):
         def after_epoch(self, epoch): calls.append(f'after {epoch}'); return dict(more=7.)
         def finish(self): calls.append('finish')
     history = make([Told], 2, None).train()
-    assert calls == ['start', *(c for e in range(2) for c in (f'before {e}', 'step', 'step', 'step', f'after {e}')), 'finish']
+    assert calls == ['start', *(c for e in range(2) for c in (f'before {e}', 'step', 'step', 'step', f'after {e}')),
+                     'finish']
     assert [r['more'] for r in history] == [7., 7.]
 
 
@@ -119,7 +122,9 @@ def test_the_log_has_the_mean_of_the_steps(make):
 def test_the_noise_of_a_stage_is_the_epochs_own(make):
     seeds = {}
     class Told(Agree):
-        def before_epoch(self, epoch): super().before_epoch(epoch); seeds.setdefault((self.name, self.seed, epoch), []).append(self.noise.initial_seed())
+        def before_epoch(self, epoch):
+            super().before_epoch(epoch)
+            seeds.setdefault((self.name, self.seed, epoch), []).append(self.noise.initial_seed())
     class Other(Told): name = 'other'
     for _ in range(2):
         trainer = make([Told, Other], 3, None)
@@ -135,7 +140,8 @@ def test_until_stops_after_a_stage_and_goes_on(make):
     assert len(parts.train(until='agree')) == 5
     parts.train()
     same(whole, parts)
-    with pytest.raises(InputError, match="unknown stage 'secnod'; did you mean 'second'"): make(folder=None).train(until='secnod')
+    with pytest.raises(InputError, match="unknown stage 'secnod'; did you mean 'second'"):
+        make(folder=None).train(until='secnod')
 
 
 @pytest.mark.parametrize('at', [('agree', e) for e in range(5)] + [('second', e) for e in range(5)])
@@ -145,7 +151,8 @@ def test_an_interruption_after_any_epoch_changes_nothing(make, at):
     with pytest.raises(KeyboardInterrupt): interrupt_after(make(), *at).train()
     again = make(resume=True)
     rows = len(again.history)
-    assert (again.next_stage, again.next_epoch) == (at[0] == 'second', at[1] // 2 * 2) and rows == 5 * again.next_stage + again.next_epoch
+    assert (again.next_stage, again.next_epoch) == (at[0] == 'second', at[1] // 2 * 2)
+    assert rows == 5 * again.next_stage + again.next_epoch
     assert len(read_metrics(again.run.folder)) == rows      # the log too goes back to the checkpoint
     again.train()
     same(whole, again)
@@ -191,11 +198,11 @@ def test_a_stage_is_recorded_as_done_only_when_its_weights_are_there(make, monke
     def fail(path, value):
         if path.name == 'agree.pt': raise InputError('disk full')
         return write(path, value)
-    write = training.write_torch
-    monkeypatch.setattr(training, 'write_torch', fail)
+    write = callbacks.write_torch
+    monkeypatch.setattr(callbacks, 'write_torch', fail)
     with pytest.raises(InputError, match='disk full'): trainer.train()
     assert load_checkpoint(trainer.run.path('checkpoint.pt'))['next_stage'] == 0
-    monkeypatch.setattr(training, 'write_torch', write)
+    monkeypatch.setattr(callbacks, 'write_torch', write)
     again = make(resume=True)
     again.train()
     assert again.run.path('agree.pt').is_file() and len(read_metrics(again.run.folder)) == 10
@@ -223,18 +230,21 @@ def test_a_loss_that_is_not_a_number_stops_and_says_where(make, monkeypatch, val
     monkeypatch.setattr(Breaks, 'value', value)
     trainer = make([Agree, Breaks])
     path = trainer.run.path('checkpoint.pt')
-    with pytest.raises(TrainingError, match=f'not a number in stage second, epoch 3, step 1; the last good checkpoint is {path}; try') as error: trainer.train()
+    said = f'not a number in stage second, epoch 3, step 1; the last good checkpoint is {path}; try'
+    with pytest.raises(TrainingError, match=said) as error: trainer.train()
     assert '\n' not in str(error.value)
     saved = load_checkpoint(path)
-    assert (saved['next_stage'], saved['next_epoch'], saved['rows']) == (1, 2, 7) and all(v.isfinite().all() for v in saved['weights'].values())
-    assert [r['epoch'] for r in read_metrics(trainer.run.folder)[5:]] == [0, 1, 2]       # the bad epoch is not in the log
+    assert (saved['next_stage'], saved['next_epoch'], saved['rows']) == (1, 2, 7)
+    assert all(v.isfinite().all() for v in saved['weights'].values())
+    # the bad epoch is not in the log
+    assert [r['epoch'] for r in read_metrics(trainer.run.folder)[5:]] == [0, 1, 2]
     again = make(resume=True)
     again.train()
     same(whole, again)
 
 
 def test_a_long_epoch_stops_before_its_end(make, monkeypatch):
-    monkeypatch.setattr(training, 'CHECK_EVERY', 2)
+    monkeypatch.setattr(training, '_CHECK_EVERY', 2)
     trainer = make([Agree, Breaks], folder=None)
     with pytest.raises(TrainingError, match='epoch 3, step 1; no checkpoint was made yet'): trainer.train()
     assert trainer.stages[1].count == 2
@@ -244,7 +254,8 @@ def test_a_long_epoch_stops_before_its_end(make, monkeypatch):
 
 
 def test_fp16_needs_cuda():
-    with pytest.raises(InputError, match='amp=fp16 needs a CUDA device, this run is on cpu; use amp=bf16 or amp=off'): Precision('fp16', torch.device('cpu'))
+    with pytest.raises(InputError, match='amp=fp16 needs a CUDA device, this run is on cpu; use amp=bf16 or amp=off'):
+        Precision('fp16', torch.device('cpu'))
 
 
 def test_bf16_casts_and_off_does_not():
@@ -281,7 +292,8 @@ def parts_of(row): return {k: row[f'seconds_{k}'] for k in (*PARTS, 'other')}
 def clock(monkeypatch):
     "A clock that stands still unless it is told to go on: clock(seconds)."
     now = [100.]
-    monkeypatch.setattr(training, 'time', SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0]))
+    for module in (training, timing):
+        monkeypatch.setattr(module, 'time', SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0]))
     def go(seconds): now[0] += seconds
     return go
 
@@ -307,7 +319,9 @@ def test_every_second_of_an_epoch_has_a_name(make, monkeypatch, clock):
 
 
 def test_the_parts_of_a_plain_run_add_up(make):
-    for row in make().train(): assert sum(parts_of(row).values()) == pytest.approx(row['seconds'], abs=1e-9) and min(parts_of(row).values()) >= -1e-4
+    for row in make().train():
+        assert sum(parts_of(row).values()) == pytest.approx(row['seconds'], abs=1e-9)
+        assert min(parts_of(row).values()) >= -1e-4
 
 
 def test_a_mark_costs_little():
@@ -316,29 +330,36 @@ def test_a_mark_costs_little():
     assert time.perf_counter() - start < .1       # 50 microseconds each, on a busy machine
 
 
-def row(stage, seconds, *parts): return dict(stage=stage, seconds=seconds, views_per_second=10 / seconds, **{f'seconds_{k}': v for k, v in zip((*PARTS, 'other'), parts, strict=True)})
+def row(stage, seconds, *parts):
+    return dict(stage=stage, seconds=seconds, views_per_second=10 / seconds,
+                **{f'seconds_{k}': v for k, v in zip((*PARTS, 'other'), parts, strict=True)})
 
 
 def test_the_budget_is_per_stage():
-    rows = [row('b', 1., .5, .25, .25, 0., 0.), row('b', 3., .5, 2., 0., 0., .5), row('a', 2., 0., 1., 1., 0., 0.), row('b', 10., 9., .75, 0., .25, 0.)]
+    rows = [row('b', 1., .5, .25, .25, 0., 0.), row('b', 3., .5, 2., 0., 0., .5), row('a', 2., 0., 1., 1., 0., 0.),
+            row('b', 10., 9., .75, 0., .25, 0.)]
     b, a = time_budget(rows)
-    assert (b['stage'], b['epochs'], b['seconds'], b['views_per_second']) == ('b', 3, 3., 3.3333) and (a['stage'], a['epochs'], a['forward']) == ('a', 1, .5)
+    assert (b['stage'], b['epochs'], b['seconds'], b['views_per_second']) == ('b', 3, 3., 3.3333)
+    assert (a['stage'], a['epochs'], a['forward']) == ('a', 1, .5)
     assert [b[k] for k in (*PARTS, 'other')] == pytest.approx([10 / 14, 3 / 14, .25 / 14, .25 / 14, .5 / 14])
-    assert budget_line(b) == 'b: 3 epochs of 3 s, 3 views/s; augment 71%, forward 21%, backward 2%, optimiser 2%, other 4%'
+    shares = 'augment 71%, forward 21%, backward 2%, optimiser 2%, other 4%'
+    assert budget_line(b) == f'b: 3 epochs of 3 s, 3 views/s; {shares}'
 
 
 def test_a_log_without_parts_has_no_budget():
     assert time_budget([]) == [] == time_budget([dict(stage='a', epoch=0, seconds=1., views_per_second=1.)])
-    assert time_budget([dict(row('a', 1., 0., 0., 0., 0., 0.), seconds=0.)])[0]['other'] == 0       # an epoch quicker than the clock
+    # an epoch quicker than the clock
+    assert time_budget([dict(row('a', 1., 0., 0., 0., 0., 0.), seconds=0.)])[0]['other'] == 0
 
 
 def test_a_long_stage_says_what_it_was_spent_on(make, monkeypatch, capsys):
     make(folder=None).train()
     assert 'views/s' not in capsys.readouterr().err
-    monkeypatch.setattr(training, 'TELL_AFTER', 0)
+    monkeypatch.setattr(callbacks, '_LONG', 0)
     make(folder=None).train()
     lines = [line for line in capsys.readouterr().err.splitlines() if 'views/s' in line]
-    assert [line.split(': ')[0] for line in lines] == ['agree', 'second'] and all(line.count('%') == 5 for line in lines)
+    assert [line.split(': ')[0] for line in lines] == ['agree', 'second']
+    assert all(line.count('%') == 5 for line in lines)
 
 
 # --- a limit of time
@@ -365,10 +386,12 @@ def test_enough_time_is_as_good_as_no_limit(make):
 def test_the_limit_is_kept(make, clock):
     class Timed(Agree):
         def before_epoch(self, epoch): super().before_epoch(epoch); clock(10)
-    for seconds, epochs in ((24, 1), (25, 2), (35, 3), (1, 1), (40, 3)):      # another epoch must fit in one and a half times
+    # another epoch must fit in one and a half times
+    for seconds, epochs in ((24, 1), (25, 2), (35, 3), (1, 1), (40, 3)):
         trainer = make([Timed], 50, f'run{seconds}')
         trainer.train(seconds=seconds)
-        assert trainer.next_epoch == epochs and load_checkpoint(trainer.run.path('checkpoint.pt'))['next_epoch'] == epochs
+        assert trainer.next_epoch == epochs
+        assert load_checkpoint(trainer.run.path('checkpoint.pt'))['next_epoch'] == epochs
 
 
 # --- compilation
@@ -385,7 +408,8 @@ class Convolutions(Stage):
 def small_trainer(digits, folder=None, compile=False, resume=False, epochs=2):
     net = initialised(lambda: SubspaceNet(*backbone('smallconv', 1, width=2), 4, 3, hidden=8), 0)
     run = Run(folder, dict(epochs=epochs), resume) if folder else None
-    return Trainer([Convolutions(net, epochs)], Batches(digits, preset('digits'), 20), run, resume=resume, compile=compile)
+    return Trainer([Convolutions(net, epochs)], Batches(digits, preset('digits'), 20), run, resume=resume,
+                   compile=compile)
 
 
 def count_compilations(monkeypatch, backend):
@@ -438,7 +462,10 @@ def test_without_a_compiler_one_line_warns_and_the_run_goes_on(digits, monkeypat
         warnings.simplefilter('always')
         quick.train()
     told = [str(w.message) for w in told if 'compile' in str(w.message)]
-    assert len(told) == 1 and '\n' not in told[0] and 'Sequential runs as it is' in told[0] and 'no compiler here' in told[0]
+    assert len(told) == 1
+    assert '\n' not in told[0]
+    assert 'Sequential runs as it is' in told[0]
+    assert 'no compiler here' in told[0]
     same(plain, quick)
 
 
@@ -468,10 +495,13 @@ def test_memory_is_kept_for_large_steps_on_a_processor_alone(digits, monkeypatch
     called = []
     monkeypatch.setattr(training, 'keep_memory', lambda: called.append(1))
     stages, augment = [Agree(nn.Linear(64, 4), 1)], preset('digits')
-    for limits, calls in (((1, 20 * 2 * 64), 0), ((1, 20 * 2 * 64 + 1), 1), ((20 * 2 * 64 + 1, 1 << 24), 0), ((20 * 2 * 64, 1 << 24), 1)):
+    for limits, calls in (((1, 20 * 2 * 64), 0), ((1, 20 * 2 * 64 + 1), 1), ((20 * 2 * 64 + 1, 1 << 24), 0),
+                          ((20 * 2 * 64, 1 << 24), 1)):
         monkeypatch.setattr(training, 'LARGE', limits)
         called.clear()
-        Trainer(stages, Batches(digits, augment, 20))
+        trainer = Trainer(stages, Batches(digits, augment, 20))
+        assert not called, 'a constructor makes no setting of the process'
+        trainer.train()
         assert len(called) == calls, limits
 
 
@@ -489,8 +519,10 @@ on_cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), re
 
 
 def nmce_on_cuda(compile=False, amp='bf16', **params):
-    model = NMCE(recipe='cifar10', n_clusters=3, epochs=2, cluster_epochs=1, finetune_epochs=1, batch_size=64, hidden_dim=64, device='cuda', amp=amp, **params)
-    trainer = model.prepare(torch.randint(0, 256, (192, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    model = NMCE(recipe='cifar10', n_clusters=3, epochs=2, cluster_epochs=1, finetune_epochs=1, batch_size=64,
+                 hidden_dim=64, device='cuda', amp=amp, **params)
+    trainer = model.prepare(torch.randint(0, 256, (192, 3, 32, 32), dtype=torch.uint8,
+                                          generator=torch.Generator().manual_seed(0)))
     trainer.compile = compile
     return trainer
 
@@ -516,7 +548,8 @@ def without_waiting(trainer):
 def test_no_step_waits_for_the_device(amp):
     trainer, epoch = without_waiting(nmce_on_cuda(amp=amp))
     rows = trainer.train()
-    for r in rows: assert sum(parts_of(r).values()) == pytest.approx(r['seconds'], abs=1e-9) and min(parts_of(r).values()) >= -1e-3
+    for r in rows:
+        assert sum(parts_of(r).values()) == pytest.approx(r['seconds'], abs=1e-9) and min(parts_of(r).values()) >= -1e-3
     list(trainer.batches.epoch('representation', 0))
     assert all(len(views) == 2 for _, views in epoch('representation', 1))
 
@@ -543,13 +576,17 @@ class Turning:
 def nmce_trainer(folder=None, epochs=3):
     "NMCE's stages on a net without batch norm; one step an epoch."
     points = load('spiral', n=80)
-    config = with_recipe(NMCEConfig(dataset='spiral', n_clusters=2, z_dim=4, z_weight=2., n_init=1, optimizer='lars', lr=.05, cluster_lr=.05, cluster_batch_size=80), recipe('npz', points.shape))
+    given = NMCEConfig(dataset='spiral', n_clusters=2, z_dim=4, z_weight=2., n_init=1, optimizer='lars', lr=.05,
+                       cluster_lr=.05, cluster_batch_size=80)
+    config = with_recipe(given, recipe('npz', points.shape))
     net = initialised(lambda: SubspaceNet(*backbone('mlp', 2, width=16, depth=2), 4, 2, hidden=None), 5)
     run = Run(folder, dict(method='NMCE')) if folder and rank_and_world()[0] == 0 else None
-    return Trainer([s(net, epochs, config) for s in (Representation, ClusterHeads, FineTune)], Batches(points, Turning(), 80, 2), run)
+    return Trainer([s(net, epochs, config) for s in (Representation, ClusterHeads, FineTune)],
+                   Batches(points, Turning(), 80, 2), run)
 
 
-QUICK = dict(epochs=4, cluster_epochs=4, finetune_epochs=4, n_init=3, batch_size=40, hidden_dim=16, checkpoint_every=3, device='cpu')
+QUICK = dict(epochs=4, cluster_epochs=4, finetune_epochs=4, n_init=3, batch_size=40, hidden_dim=16, checkpoint_every=3,
+             device='cpu')
 
 
 def fit(folder, resume=False, stop=None):
@@ -573,10 +610,13 @@ def _on_rank(rank, out):
     answer = dict(mean=mean_over_ranks(torch.tensor([float(rank)])).item(), main=from_main(lambda: f'from {rank}'))
     trainer = nmce_trainer(f'{out}/points')
     answer |= dict(history=trainer.train(), points=trainer.network.state_dict())
-    for name, stop in dict(whole=None, first=('representation', 3), second=('cluster_heads', 3), third=('fine_tune', 3)).items():
+    for name, stop in dict(whole=None, first=('representation', 3), second=('cluster_heads', 3),
+                           third=('fine_tune', 3)).items():
         model = fit(f'{out}/{name}', stop=stop) or fit(f'{out}/{name}', resume=True)
-        answer[name] = dict(weights=model.network_.state_dict(), losses=[r['loss'] for r in model.history_], labels=model.labels_, has_run=model.run_ is not None)
-    answer['refused'] = message_of(lambda: NMCE(**{**QUICK, 'epochs': 5}, run_dir=f'{out}/whole', resume=True).fit(load('digits', limit=80)))
+        answer[name] = dict(weights=model.network_.state_dict(), losses=[r['loss'] for r in model.history_],
+                            labels=model.labels_, has_run=model.run_ is not None)
+    answer['refused'] = message_of(lambda: NMCE(**{**QUICK, 'epochs': 5}, run_dir=f'{out}/whole',
+                                                resume=True).fit(load('digits', limit=80)))
     if rank == 0:
         with open(f'{out}/first/checkpoint.pt', 'wb') as f: f.write(b'half')
     answer['truncated'] = message_of(lambda: fit(f'{out}/first', resume=True))
@@ -594,7 +634,8 @@ def alike(a, b): return a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a
 
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_process_does(ranks):
-    "The rate of the concatenated batch, the gradient of its loss, and the mean of the rest: to rounding, as long as no noise of a rank's own enters."
+    """The rate of the concatenated batch, the gradient of its loss, and the mean of the rest: equal to rounding, as
+    long as no noise of a rank's own enters."""
     (first, second), _ = ranks
     alone = nmce_trainer()
     history = alone.train()
@@ -603,7 +644,8 @@ def test_two_ranks_learn_what_one_process_does(ranks):
         assert [r[key] for r in first['history'][:3]] == pytest.approx([r[key] for r in history[:3]], rel=1e-4)
         assert [r[key] for r in first['history']] == [r[key] for r in second['history']]
     assert history[0]['similarity'] < .9999 and len({round(r['loss'], 4) for r in history[:3]}) == 3
-    assert first['history'][3]['R'] == pytest.approx(history[3]['R'], rel=1e-4)       # stage 2: memberships are drawn per rank, the rate of the whole is not
+    # stage 2: memberships are drawn per rank, the rate of the whole is not
+    assert first['history'][3]['R'] == pytest.approx(history[3]['R'], rel=1e-4)
     assert len(first['history']) == 9
 
 
@@ -612,7 +654,8 @@ def test_ranks_end_with_equal_weights_and_labels(ranks):
     (first, second), out = ranks
     for name in ('whole', 'first', 'second', 'third'):
         assert alike(first[name]['weights'], second[name]['weights']), name      # batch norm's statistics too
-        assert (first[name]['labels'] == second[name]['labels']).all() and first[name]['losses'] == second[name]['losses']
+        assert (first[name]['labels'] == second[name]['labels']).all()
+        assert first[name]['losses'] == second[name]['losses']
         assert first[name]['has_run'] and not second[name]['has_run']
     assert len(read_metrics(out / 'whole')) == 12 and json.loads((out / 'whole/results.json').read_text())
 
@@ -622,12 +665,14 @@ def test_ranks_resume_to_the_bit(ranks):
     answers, _ = ranks
     for answer in answers:
         for name in ('first', 'second', 'third'):
-            assert alike(answer['whole']['weights'], answer[name]['weights']) and answer['whole']['losses'] == answer[name]['losses'], name
+            assert alike(answer['whole']['weights'], answer[name]['weights']), name
+            assert answer['whole']['losses'] == answer[name]['losses'], name
 
 
 @pytest.mark.slow
 def test_an_error_on_the_first_rank_is_raised_on_all(ranks):
     (first, second), _ = ranks
     assert first['mean'] == second['mean'] == .5 and first['main'] == second['main'] == 'from 0'
-    assert 'another configuration (epochs=4 there, 5 here)' in first['refused'] and first['refused'] == second['refused']
+    assert 'another configuration (epochs=4 there, 5 here)' in first['refused']
+    assert first['refused'] == second['refused']
     assert 'is truncated or not a checkpoint' in first['truncated'] and first['truncated'] == second['truncated']
