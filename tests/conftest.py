@@ -1,6 +1,7 @@
 """A JupyterLab server on 127.0.0.1, and a Chromium that cannot leave the machine.
 
-Without Chromium or playwright the tests that need them are skipped and say so; with NMC_NEED_BROWSER set, as CI has it, they fail."""
+Without Chromium or playwright the tests that need them are skipped and say so; with NMC_NEED_BROWSER set, as CI has it,
+they fail."""
 import contextlib
 import os
 import secrets
@@ -16,9 +17,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome') or ''
+_BROWSERS = 'chromium', 'chromium-browser', 'google-chrome'
+CHROMIUM = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, _BROWSERS)), '')
 # WebGL comes from software; CI runs as root, where Chromium has no sandbox.
-FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+FLAGS = '''--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync'''.split()
+
+# Files that take longest, the longest first.
+LONG = 'test_browser test_pages test_resume test_training test_nmc test_bench_gpu test_live_curves'.split()
+
+
+def pytest_collection_modifyitems(items):
+    """Under pytest-xdist the tests of a file stay in one process, so that what they share is made once; those of the browser,
+    and those that measure seconds, share one process, one after the other. Long files begin first."""
+    for item in items:
+        alone = item.get_closest_marker('timing') or {'browser', 'lab', 'page', 'new_page'} & set(item.fixturenames)
+        item.add_marker(pytest.mark.xdist_group('alone' if alone else item.path.stem))
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def missing(what):
@@ -36,16 +51,20 @@ def free_port():
 @contextlib.contextmanager
 def serve(command, url, cwd, home, timeout=180):
     "Run a server with a home of its own until it answers, and end it afterwards with all its kernels."
-    places = dict(HOME='', JUPYTER_CONFIG_DIR='cfg', JUPYTER_DATA_DIR='data', JUPYTER_RUNTIME_DIR='run', IPYTHONDIR='ipython')
-    env = {**os.environ, **{k: str(home / v) for k, v in places.items()}, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
+    places = dict(HOME='', JUPYTER_CONFIG_DIR='cfg', JUPYTER_DATA_DIR='data', JUPYTER_RUNTIME_DIR='run',
+                  IPYTHONDIR='ipython')
+    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    env = {**os.environ, **{k: str(home / v) for k, v in places.items()}, 'PATH': path}
     env.pop('IN_TEST', None)
     log = home / 'server.log'
     with open(log, 'w') as f:
-        process = subprocess.Popen(command, cwd=cwd, env=env, stdout=f, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(command, cwd=cwd, env=env, stdout=f, stderr=subprocess.STDOUT,
+                                   start_new_session=True)
         try:
             end = time.monotonic() + timeout
             while not answers(url):
-                if process.poll() is not None or time.monotonic() > end: pytest.fail(f'the server did not start:\n{log.read_text()[-3000:]}')
+                if process.poll() is not None or time.monotonic() > end:
+                    pytest.fail(f'the server did not start:\n{log.read_text()[-3000:]}')
                 time.sleep(.3)
             yield process
         finally:
@@ -63,17 +82,20 @@ def answers(url):
 
 @contextlib.contextmanager
 def lab_server(home):
-    "JupyterLab on copies of the notebooks: a function of a notebook's path that gives its address; its `work` is their folder."
+    "JupyterLab on copies of the notebooks: a function from a notebook's path to its address; `work` is their folder."
     work = home / 'work'
     shutil.copytree(ROOT / 'nbs', work, ignore=shutil.ignore_patterns('.*'))
     # no window of news, which would swallow clicks; and every output in the page, also where it is out of sight
-    for name, text in {'apputils-extension/notification': '{"fetchNews": "false", "checkForUpdates": false}', 'notebook-extension/tracker': '{"windowingMode": "none"}'}.items():
+    for name, text in {'apputils-extension/notification': '{"fetchNews": "false", "checkForUpdates": false}',
+                       'notebook-extension/tracker': '{"windowingMode": "none"}'}.items():
         path = home / f'settings/@jupyterlab/{name}.jupyterlab-settings'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     port, token = free_port(), secrets.token_hex(8)
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', f'--IdentityProvider.token={token}',
-               f'--ServerApp.root_dir={work}', '--allow-root', '--expose-app-in-browser', f'--LabApp.user_settings_dir={home / "settings"}']
+    command = [
+        sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--expose-app-in-browser',
+        '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', f'--IdentityProvider.token={token}',
+        f'--ServerApp.root_dir={work}', f'--LabApp.user_settings_dir={home / "settings"}']
     def address(path): return f'http://127.0.0.1:{port}/lab/tree/{path}?token={token}&reset'
     address.work = work
     with serve(command, f'http://127.0.0.1:{port}/api', work, home): yield address
@@ -97,7 +119,7 @@ def browser():
 
 @pytest.fixture
 def new_page(browser):
-    "Pages whose requests to other hosts are refused and kept in `page.outside`, and errors of scripts in `page.errors`."
+    "Pages whose requests to other hosts are refused and kept in `page.outside`, script errors in `page.errors`."
     contexts = []
     def new(width=1400, height=1000, **options):
         context = browser.new_context(viewport=dict(width=width, height=height), **options)

@@ -8,7 +8,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'nmc_workbench'
 # From the ground up. A room imports from the rows above its own, and from its own row; methods never from each other.
 FLOORS = [
     {'core'},
-    {'losses', 'optim', 'metrics', 'subspaces', 'persistence', 'transport', 'anchors', 'projection', 'cluster', 'data', 'augment', 'nets'},
+    {'losses', 'optim', 'metrics', 'subspaces', 'persistence', 'transport', 'anchors', 'projection', 'cluster', 'data',
+     'augment', 'nets'},
     {'modes', 'runs'},
     {'diagnostics', 'training'},
     {'methods'},
@@ -24,12 +25,14 @@ NEVER = {('plotting', 'training'), ('plotting', 'methods'), ('widgets', 'trainin
 def module_of(path): return '.'.join(path.relative_to(PACKAGE).with_suffix('').parts).removesuffix('.__init__')
 
 
-FILES = {module_of(p): p for p in sorted(PACKAGE.rglob('*.py')) if p.name != '_modidx.py' and p != PACKAGE / '__init__.py'}
+_LEFT_OUT = PACKAGE / '_modidx.py', PACKAGE / '__init__.py'
+FILES = {module_of(p): p for p in sorted(PACKAGE.rglob('*.py')) if p not in _LEFT_OUT}
 
 
 def absolute(node, path):
     "The module that an import statement names, without the package's name; `None` where it is not ours."
-    if not node.level: return (node.module or '').removeprefix('nmc_workbench.') if (node.module or '').startswith('nmc_workbench') else None
+    name = node.module or ''
+    if not node.level: return name.removeprefix('nmc_workbench.') if name.startswith('nmc_workbench') else None
     folder = path.parent.relative_to(PACKAGE).parts
     return '.'.join([*folder[:len(folder) - node.level + 1], *((node.module or '').split('.') if node.module else [])])
 
@@ -38,7 +41,8 @@ def arrows(path):
     "Every module that a file imports, anywhere in it, and the name taken from there."
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Import):
-            yield from ((a.name.removeprefix('nmc_workbench.'), None) for a in node.names if a.name.startswith('nmc_workbench'))
+            yield from ((a.name.removeprefix('nmc_workbench.'),
+                         None) for a in node.names if a.name.startswith('nmc_workbench'))
         elif isinstance(node, ast.ImportFrom) and (base := absolute(node, path)) is not None:
             for a in node.names:
                 inner = f'{base}.{a.name}'.strip('.')
@@ -111,4 +115,5 @@ def test_notebooks_lie_where_their_modules_do():
         folders[module] = path.parent.relative_to(PACKAGE.parent / 'nbs').as_posix()
         at = '/'.join(module.split('.')[:-1]) or 'mathematics'
         assert folders[module] == at, f'{path} exports {module}'
-    assert {m.removesuffix('.__init__') for m in folders} == set(FILES) - {m for m, p in FILES.items() if p.name == '__init__.py' and not p.read_text().strip()}
+    empty = {m for m, p in FILES.items() if p.name == '__init__.py' and not p.read_text().strip()}
+    assert {m.removesuffix('.__init__') for m in folders} == set(FILES) - empty

@@ -1,0 +1,61 @@
+"""Run every notebook of nbs/ once, two at a time, and say how long each took: `python tools/notebooks.py [PATH...]`.
+
+What has run is kept for the site, under a name made of its code and of the library's files behind it. A notebook whose code has not
+changed since is not run again, neither here nor by `make docs`; `--fresh` runs all."""
+import argparse
+import os
+import re
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / 'docs'), str(ROOT / 'tools')]
+# Small paths, one thread for each of the two kernels, and the library of this checkout.
+os.environ.update(IN_TEST='1', OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', MPLBACKEND='module://matplotlib_inline.backend_inline')
+
+from nbdev_execute import keep, kept_at, run  # noqa: E402
+from nbdev_myst import as_page  # noqa: E402
+
+FIRST = 'train_', 'spiral', 'explore_', 'methods/', 'evaluation/'      # the long ones, so that none is left alone at the end
+
+
+def notebooks():
+    "All of them, the long ones first."
+    found = [p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(q.startswith(('.', '_')) for q in p.parts)]
+    def place(path): return next((i for i, start in enumerate(FIRST) if start in str(path.relative_to(ROOT / 'nbs'))), 9), path
+    return sorted(found, key=place)
+
+
+def run_one(path, fresh=False):
+    "Seconds, and the error or None; no seconds where nothing has changed since it last ran."
+    name = path.relative_to(ROOT).with_suffix('').as_posix()
+    page, files = as_page(path)
+    kept = kept_at(name, page, files)
+    if kept.is_file() and not fresh: return None, None
+    start = time.monotonic()
+    try: run(page, path.parent)
+    except Exception as e: return time.monotonic() - start, re.sub(r'\x1b\[[0-9;]*m', '', str(e))[-3000:]
+    keep(kept, [c.outputs for c in page.cells if c.cell_type == 'code'], name)
+    return time.monotonic() - start, None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('paths', nargs='*', type=Path, help='notebooks; none: all')
+    parser.add_argument('--fresh', action='store_true', help='run also what has not changed')
+    asked = parser.parse_args()
+    paths, start, failed, ran = [p.resolve() for p in asked.paths] or notebooks(), time.monotonic(), [], 0
+    with ThreadPoolExecutor(2) as pool:
+        for path, (seconds, error) in zip(paths, pool.map(lambda p: run_one(p, asked.fresh), paths)):
+            if seconds is None: continue
+            ran += 1
+            print(f'{seconds:6.1f} s  {path.relative_to(ROOT)}{"  FAILED" if error else ""}', flush=True)
+            if error: failed.append((path, error))
+    for path, error in failed: print(f'\n--- {path.relative_to(ROOT)}\n{error}', file=sys.stderr)
+    print(f'notebooks: {ran} run in {time.monotonic() - start:.0f} s, {len(paths) - ran} unchanged, {len(failed)} failed')
+    sys.exit(bool(failed))
+
+
+if __name__ == '__main__': main()
