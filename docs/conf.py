@@ -1,4 +1,6 @@
-"The site: `make docs` builds it from the notebooks of nbs/ and the pages of docs/; a page's address is its path in the repository."
+"""The site: `make docs` builds it from the notebooks of nbs/ and the pages of docs/.
+
+A page's address is its path in the repository."""
 import importlib.util
 import os
 import shutil
@@ -18,21 +20,22 @@ settings.read(ROOT / 'settings.ini', encoding='utf-8')
 settings = settings['DEFAULT']
 project, author, release, copyright = (settings[k] for k in ('title', 'author', 'version', 'copyright'))
 
-extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.viewcode', 'sphinx.ext.mathjax', 'sphinx_copybutton', 'sphinx_design',
-              'nbdev_myst', 'nbdev_reference', 'nbdev_figures']
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.viewcode', 'sphinx.ext.mathjax', 'sphinx_copybutton',
+              'sphinx_design', 'nbdev_myst', 'nbdev_reference', 'nbdev_figures']
 root_doc = 'docs/index'
 source_suffix = {'.md': 'myst-nb', '.ipynb': 'myst-nb'}
-exclude_patterns = [p.name for p in ROOT.iterdir() if p.name not in ('docs', 'nbs', 'CHANGELOG.md', 'CONTRIBUTING.md')]
+_sources = ('docs', 'nbs', 'CHANGELOG.md', 'CONTRIBUTING.md')
+exclude_patterns = [p.name for p in ROOT.iterdir() if p.name not in _sources]
 exclude_patterns += ['docs/_*', 'docs/records', 'nbs/index.ipynb', '**/.*', '**/_*']
-highlight_language = 'text'                     # what is indented is a command line; cells of notebooks say that they are Python
-nitpicky = True                                 # a reference to a name of ours that is not there is a warning, and so an error
+highlight_language = 'text'                     # indented text is a command line; notebook cells name Python
+nitpicky = True                                 # a reference to a missing name of ours is a warning, and so an error
 nitpick_ignore_regex = [(r'py:.*', rf'(?!{settings["lib_name"]}\.).*')]
 
-# What cannot be worth its minutes here. Any other notebook is run, as nbdev's test runs it.
-nbdev_not_run = ['nbs/explore_run']             # nothing but widgets: docs/images/NAME*.png stand in
-nbdev_parameters = {}                           # of notebooks that train: what is set, as papermill does
+# Notebooks that are shown without being run. Every other one is run, as nbdev's test runs it.
+nbdev_not_run = ['nbs/explore_run']             # it shows only widgets: docs/images/NAME*.png stand in
+nbdev_parameters = {}                           # notebook -> parameters to set in it, as papermill does
 
-nbdev_execute = os.environ.get('DOCS_EXECUTE', 'on') != 'off'       # off: pages without outputs, in half a minute
+nbdev_execute = os.environ.get('DOCS_EXECUTE', 'on') != 'off'       # off: pages without outputs, in two minutes
 nb_execution_mode = 'off'                       # nbdev_execute.py runs them
 nb_merge_streams = True
 nb_output_stderr = 'remove'                     # progress bars
@@ -47,11 +50,12 @@ add_module_names = False
 toc_object_entries_show_parents = 'hide'
 python_use_unqualified_type_names = True
 
-# everything from here, nothing from another host
+# Every script comes from this machine, none from another host.
 static = ROOT / '_docs/static'
 static.mkdir(parents=True, exist_ok=True)
 shutil.copy(Path(plotly.__file__).parent / 'package_data/plotly.min.js', static)
-shutil.copy(Path(importlib.util.find_spec('sphinx-mathjax-offline').origin).parent / 'static/mathjax/tex-svg.js', static)
+_mathjax = Path(importlib.util.find_spec('sphinx-mathjax-offline').origin).parent
+shutil.copy(_mathjax / 'static/mathjax/tex-svg.js', static)
 html_static_path = ['../_docs/static', '_static']
 html_extra_path = ['_extra']
 mathjax_path = 'tex-svg.js'
@@ -61,9 +65,12 @@ html_title = project
 html_favicon = '_static/mark.svg'
 html_logo = '_static/mark.svg'
 html_css_files = ['site.css']
-html_sidebars = {'docs/pages/home': [], 'docs/pages/quickstart': [], 'docs/index': []}        # nothing to navigate beside them
+html_sidebars = {page: [] for page in ('docs/pages/home', 'docs/pages/quickstart', 'docs/index')}
 html_context = dict(default_mode='auto')
 html_sourcelink_suffix = ''                     # a notebook's source is the notebook
 html_theme_options = dict(
-    logo=dict(text=project, link='docs/pages/home'), navigation_with_keys=False, navbar_align='left', header_links_before_dropdown=7, show_toc_level=2, navigation_depth=2,
-    secondary_sidebar_items=['page-toc', 'sourcelink'], footer_start=['copyright'], footer_center=[], footer_end=[], pygments_light_style='tango', pygments_dark_style='github-dark')
+    logo=dict(text=project, link='docs/pages/home'),
+    navigation_with_keys=False, navbar_align='left', header_links_before_dropdown=7,
+    show_toc_level=2, navigation_depth=2, secondary_sidebar_items=['page-toc', 'sourcelink'],
+    footer_start=['copyright'], footer_center=[], footer_end=[],
+    pygments_light_style='tango', pygments_dark_style='github-dark')

@@ -1,4 +1,6 @@
-"plotly's figures in pages: drawn by the one copy of plotly.js beside them, when they come into sight; the PNG where no script runs."
+"""plotly's figures in pages.
+
+The one copy of plotly.js beside the pages draws them when they come into sight; without scripts their PNG is shown."""
 import json
 
 from docutils import nodes
@@ -17,8 +19,9 @@ class PlotlyOutput:
         if inline or data.mime_type != MIME: return None
         figure = data.content if isinstance(data.content, dict) else json.loads(data.content)
         height = int(figure.get('layout', {}).get('height') or 450)
-        # no text in the figure can end the script element it stands in
-        text = json.dumps({k: figure.get(k, {}) for k in ('data', 'layout', 'config')}, separators=(',', ':')).replace('<', '\\u003c')
+        kept = {k: figure.get(k, {}) for k in ('data', 'layout', 'config')}
+        # without a `<`, no text in the figure can end the script element it stands in
+        text = json.dumps(kept, separators=(',', ':')).replace('<', '\\u003c')
         return [nodes.raw('', text, format='html', plotly=height)]
 
 
@@ -38,18 +41,24 @@ class Figures(SphinxPostTransform):
         before = f'<div class="figure-to-draw" style="height:{figure["plotly"]}px"><noscript>'
         after = f'</noscript></div><script type="application/json">{figure.astext()}</script>'
         place.children = []
-        place += [nodes.raw('', before, format='html'), *([] if still is None else [still.children[0].deepcopy()]), nodes.raw('', after, format='html')]
+        image = [] if still is None else [still.children[0].deepcopy()]
+        place += [nodes.raw('', before, format='html'), *image, nodes.raw('', after, format='html')]
+
+
+def is_figure(node):
+    "Whether raw HTML is the place of a figure."
+    return 'figure-to-draw' in node.rawsource or 'figure-to-draw' in node.astext()
 
 
 def scripts(app, pagename, template, context, doctree):
     "Sphinx's event: a page is written; those with figures load plotly."
-    if doctree is None or not any('figure-to-draw' in n.rawsource or 'figure-to-draw' in n.astext() for n in doctree.findall(nodes.raw)): return
+    if doctree is None or not any(map(is_figure, doctree.findall(nodes.raw))): return
     app.add_js_file('plotly.min.js', loading_method='defer')
     app.add_js_file('figures.js', loading_method='defer')
 
 
 def setup(app):
-    known = render.load_mime_renders()          # a list that is made once; as an entry point this would have to be installed
+    known = render.load_mime_renders()      # a list that is made once; an entry point would have to be installed
     if PlotlyOutput not in known: known.append(PlotlyOutput)
     app.add_post_transform(Figures)
     app.connect('html-page-context', scripts)

@@ -1,4 +1,6 @@
-"Reads a committed notebook as a page: nbdev's directives are obeyed, exported code becomes entries of the reference, long code is folded."
+"""Reads a committed notebook as a page.
+
+nbdev's directives are obeyed, exported code becomes entries of the reference, and long code is folded."""
 import ast
 import json
 import re
@@ -24,13 +26,21 @@ def directives(source):
 def read(path):
     "A notebook's cells: kind, directives, source, tags."
     for c in json.loads(Path(path).read_text(encoding='utf-8'))['cells']:
-        said, source = directives(''.join(c['source'])) if c['cell_type'] == 'code' else ({}, ''.join(c['source']))
+        said, source = {}, ''.join(c['source'])
+        if c['cell_type'] == 'code': said, source = directives(source)
         yield c['cell_type'], said, source, c['metadata'].get('tags', [])
 
 
 def public(source):
     "The functions and classes that a cell exports."
-    return [o for o in ast.parse(source).body if isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not o.name.startswith('_')]
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    return [o for o in ast.parse(source).body if isinstance(o, kinds) and not o.name.startswith('_')]
+
+
+def passed_on(source):
+    "The names that a room offers from its modules: `_all_` of its own notebook."
+    for o in ast.parse(source).body:
+        if isinstance(o, ast.Assign) and ast.unparse(o.targets[0]) == '_all_': yield from ast.literal_eval(o.value)
 
 
 def module_of(path):
@@ -38,14 +48,23 @@ def module_of(path):
     name, line = None, ''
     for kind, said, source, _ in read(path):
         if 'default_exp' in said: name = f'{LIBRARY}.{said["default_exp"]}'.removesuffix('.__init__')
-        if kind == 'markdown' and not line: line = next((s[2:] for s in source.splitlines() if s.startswith('> ')), '')
+        if kind == 'markdown' and not line: line = quoted(source)
     return name, line
+
+
+def quoted(source):
+    "The first sentence that a cell of text quotes with `> `, or nothing."
+    found = re.search(r'^> .*(?:\n> .*)*', source, re.M)
+    return found[0][2:].replace('\n> ', ' ') if found else ''
 
 
 def code(source, *tags, prompt=None):
     "A cell of code, folded under a prompt if there is one."
-    fold = dict(tags=[*tags, 'hide-input'], mystnb=dict(code_prompt_show=prompt, code_prompt_hide=prompt)) if prompt else dict(tags=list(tags))
-    return nbformat.v4.new_code_cell(source, metadata=fold)
+    metadata = dict(tags=list(tags))
+    if prompt:
+        metadata['tags'].append('hide-input')
+        metadata['mystnb'] = dict(code_prompt_show=prompt, code_prompt_hide=prompt)
+    return nbformat.v4.new_code_cell(source, metadata=metadata)
 
 
 def entries(source, module):
@@ -55,29 +74,53 @@ def entries(source, module):
         if isinstance(o, ast.ClassDef):
             derived = any(not ast.unparse(b).split('.')[-1].startswith('_') for b in o.bases)
             kind, options = 'class', '\n   :members:' + derived * '\n   :show-inheritance:'
-        yield nbformat.v4.new_markdown_cell(f'```{{eval-rst}}\n.. auto{kind}:: {module}.{o.name}{options}\n```')
+        yield rst(f'.. auto{kind}:: {module}.{o.name}{options}')
+
+
+def rst(text):
+    "A cell of reST."
+    return nbformat.v4.new_markdown_cell(f'```{{eval-rst}}\n{text}\n```')
+
+
+def only_imports(body):
+    "Whether all statements are imports."
+    return all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in body)
 
 
 def exported(source, module, off):
-    "An exported cell: its entries, and its source folded below them; imports alone are not worth a line."
-    if all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(source).body): return [code(source, 'remove-cell', *off)]
+    "An exported cell: its entries, and its source folded below them; imports alone are not shown."
+    if only_imports(ast.parse(source).body): return [code(source, 'remove-cell', *off)]
     return [*entries(source, module), code(source, *off, prompt='Source')]
 
 
 def table(source):
-    "The cell of parameters as a table, behind a fold."
-    rows = [m.groups() for line in source.splitlines() if (m := _PARAMETER.fullmatch(line))]
-    def safe(s): return s.replace('|', '\\|')
-    lines = '\n'.join(f'| `{name}` | `{safe(value)}` | {safe(said)} |' for name, value, said in rows)
-    return nbformat.v4.new_markdown_cell(f'````{{dropdown}} {len(rows)} parameters, and their defaults\n| name | default | meaning |\n| --- | --- | --- |\n{lines}\n````')
+    "The cell of parameters as a table, behind a fold; the comments above groups of them become headings in it."
+    lines = source.replace('|', '\\|').splitlines()
+    rows = [row for line in lines if (row := table_row(line))]
+    n = sum(bool(_PARAMETER.fullmatch(line)) for line in lines)
+    fold = [f'````{{dropdown}} {n} parameters and their defaults',
+            '| name | default | meaning |', '| --- | --- | --- |']
+    return nbformat.v4.new_markdown_cell('\n'.join([*fold, *rows, '````']))
+
+
+def table_row(line):
+    "A row for a line of the cell of parameters; nothing for a blank one."
+    if m := _PARAMETER.fullmatch(line): return f'| `{m[1]}` | `{m[2]}` | {m[3]} |'
+    return f'| | | **{line[2:]}** |' if line.startswith('# ') else ''
+
+
+def is_silent(body, source):
+    "Whether a cell shows nothing when it runs."
+    last = ast.Assert, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign
+    return not body or isinstance(body[-1], last) and not re.search(r'\b(print|display|show)\(', source)
 
 
 def example(source, tags):
     "A cell that is shown: whole if it is short, else folded; a check that shows nothing is folded too."
     body = tree(source).body
-    silent = not body or isinstance(body[-1], (ast.Assert, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign)) and not re.search(r'\b(print|display|show)\(', source)
-    if silent and any(isinstance(o, ast.Assert) for o in body): return code(source, *tags, prompt='Check')
-    if silent and all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in body): return code(source, *tags, prompt='Imports')
+    quiet = is_silent(body, source)
+    if quiet and any(isinstance(o, ast.Assert) for o in body): return code(source, *tags, prompt='Check')
+    if quiet and only_imports(body): return code(source, *tags, prompt='Imports')
     return code(source, *tags, prompt='Code' if source.count('\n') >= SHOWN else None)
 
 
@@ -99,8 +142,8 @@ def cells_of(path, parameters, run):
 
 
 def top(path, module, line):
-    "What stands under the title: the module, for links and the index; or the screenshots of a notebook that only widgets fill."
-    if module: return [nbformat.v4.new_markdown_cell(f'```{{eval-rst}}\n.. py:module:: {module}\n   :synopsis: {line}\n```')]
+    "What stands under the title: the module, for links and the index; or the screenshots of a notebook of widgets."
+    if module: return [rst(f'.. py:module:: {module}\n   :synopsis: {line}')]
     shots = sorted((ROOT / 'docs/images').glob(f'{Path(path).stem}*.png'))
     return [nbformat.v4.new_markdown_cell(f'![{line}](/docs/images/{p.name})') for p in shots]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from argument_comments import comments
 from docutils import nodes
 from fastcore.docments import docments
-from nbdev_myst import LIBRARY, module_of, public, read
+from nbdev_myst import LIBRARY, module_of, passed_on, public, read
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import stringify_annotation
 
@@ -44,7 +44,8 @@ def parameters(value):
     try: signature = inspect.signature(value).parameters
     except (TypeError, ValueError): return []
     said, stars = comments(value), {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
-    return [(stars.get(p.kind, '') + k, typed(p.annotation), defaulted(p.default), said[k]) for k, p in signature.items() if said.get(k)]
+    return [(stars.get(p.kind, '') + k, typed(p.annotation), defaulted(p.default), said[k])
+            for k, p in signature.items() if said.get(k)]
 
 
 def returned(value):
@@ -57,12 +58,18 @@ def returned(value):
 def table(rows):
     "The rows as reST, without a column that is empty."
     if not rows: return []
-    head, columns = ('', 'type', 'default', 'meaning'), [i for i in range(4) if i in (0, 3) or any(r[i] for r in rows)]
-    def cell(i, text): return rst(text) if i == 3 else f'``{text}``' if text and text != 'returns' else text and f'*{text}*'
+    columns = [i for i in range(4) if i in (0, 3) or any(r[i] for r in rows)]
+    head = [f'**{h}**' if h else '' for h in ('', 'type', 'default', 'meaning')]
     lines = ['.. list-table::', '   :header-rows: 1', '   :class: parameters', '']
-    for row in [[f'**{h}**' if h else '' for h in head], *rows]:
-        for i in columns: lines.append(f'   {"*" if i == 0 else " "} - {row[i] if row[0] in ("", "**") else cell(i, row[i])}')
+    for cells in [head, *([cell(i, text) for i, text in enumerate(row)] for row in rows)]:
+        lines += [f'   {"*" if i == 0 else " "} - {cells[i]}' for i in columns]
     return ['', *lines, '']
+
+
+def cell(column, text):
+    "A cell of the table: the meaning as prose, the rest as code."
+    if column == 3: return rst(text)
+    return f'``{text}``' if text and text != 'returns' else text and f'*{text}*'
 
 
 def documented(app, what, name, value, options, lines):
@@ -71,34 +78,38 @@ def documented(app, what, name, value, options, lines):
     if what not in ('function', 'method', 'class', 'property'): return
     value = getattr(value, 'fget', value)
     config = getattr(value, 'config_class', None) if what == 'class' else None
-    if config: lines += ['', f'Its parameters are the fields of :py:class:`~{config.__module__}.{config.__name__}`.', '']
+    if config:
+        lines += ['', f'Its parameters are the fields of :py:class:`~{config.__module__}.{config.__name__}`.', '']
     else: lines += table([*parameters(value), *([] if what == 'class' else returned(value))])
 
 
 def signed(app, what, name, value, options, signature, returns):
-    "Sphinx's event: a signature; a long one says no more than the table does."
+    "Sphinx's event: a signature; a long one is left out, since the table says the same."
     return ('(…)' if signature and len(signature) > 160 else signature), None
 
 
 def derived(app, name, value, options, bases):
-    "Sphinx's event: the bases of a class; private ones are nobody's business."
+    "Sphinx's event: the bases of a class, without private ones."
     bases[:] = [b for b in bases if not b.__name__.startswith('_')]
 
 
 def tidied(app, doctree):
-    "Sphinx's event: a page is read; entries made from reST hang on to documents of their own, and with them to everything Sphinx knows."
+    "Sphinx's event: a page is read. Entries made from reST point to documents of their own, which hold all of Sphinx."
     for node in doctree.findall(): node.document = doctree
 
 
 # --- names in prose ------------------------------------------------------------------------------------
+
+LEAST = dict(module=2, method=2, property=2, attribute=2)      # parts of a name that make it a link; of others one
+
 
 def targets(env):
     "Every way to write the name of an object of the library, and the objects it may mean."
     found = defaultdict(set)
     for full, o in env.get_domain('py').objects.items():
         parts = full.split('.')
-        least = {'module': 2, 'method': 2, 'property': 2, 'attribute': 2}.get(o.objtype, 1)
-        for i in range(len(parts) - least + 1): found['.'.join(parts[i:])].add((full, o.docname, o.node_id))
+        for i in range(len(parts) - LEAST.get(o.objtype, 1) + 1):
+            found['.'.join(parts[i:])].add((full, o.docname, o.node_id))
     return found
 
 
@@ -113,7 +124,8 @@ def linked(app, doctree, docname):
         plain = re.fullmatch('[a-z]+', node.astext()) and not node.get('names_of_module')
         if len(at) > 1 or plain and next(iter(at))[1] != docname: continue
         full, target, anchor = next(iter(at))
-        link = nodes.reference('', '', refuri=app.builder.get_relative_uri(docname, target) + f'#{anchor}', internal=True, reftitle=full)
+        address = app.builder.get_relative_uri(docname, target) + f'#{anchor}'
+        link = nodes.reference('', '', refuri=address, internal=True, reftitle=full)
         node.replace_self(link)
         link += node
 
@@ -121,22 +133,27 @@ def linked(app, doctree, docname):
 # --- what there is ---------------------------------------------------------------------------------------
 
 class Modules(SphinxDirective):
-    "A table of the modules that notebooks export, and a hidden table of contents: its argument are patterns of notebooks."
+    "A table of the modules that notebooks export, and a hidden table of contents; the argument is a pattern of paths."
     required_arguments, final_argument_whitespace = 1, True
 
     def run(self):
         self.env.note_reread()
         root = Path(self.env.srcdir)
         paths = sorted({p for pattern in self.arguments[0].split() for p in root.glob(f'{pattern}.ipynb')})
+        if not paths: raise self.error(f'no notebook matches {self.arguments[0]}')
         docs = [p.relative_to(root).with_suffix('').as_posix() for p in paths]
         rows = [self.row(doc, *module_of(path), path) for doc, path in zip(docs, paths)]
-        text = ['| module | | exports |', '| --- | --- | --- |', *rows, '', '```{toctree}', ':hidden:', '', *(f'/{d}' for d in docs), '```']
+        room = paths[0].parent.relative_to(root / 'nbs').as_posix().replace('/', '.')
+        contents = ['```{toctree}', ':hidden:', f':caption: {room}', '', *(f'/{d}' for d in docs), '```']
+        text = ['| module | | exports |', '| --- | --- | --- |', *rows, '', *contents]
         return self.parse_text_to_nodes('\n'.join(text))
 
     def row(self, doc, module, line, path):
-        names = [o.name for kind, said, source, _ in read(path) if 'export' in said for o in public(source)]
-        links = ', '.join(f'{{py:obj}}`~{module}.{n}`' for n in names)
-        return f'| [`{module.removeprefix(LIBRARY + ".")}`](/{doc}.ipynb) | {line.replace("|", chr(92) + "|")} | {links} |'
+        cells = [source for kind, said, source, _ in read(path) if 'export' in said]
+        links = [f'{{py:obj}}`~{module}.{o.name}`' for source in cells for o in public(source)]
+        links += [f'`{n}`' for source in cells for n in passed_on(source)]
+        said = line.replace('|', '\\|')
+        return f'| [`{module.removeprefix(LIBRARY + ".")}`](/{doc}.ipynb) | {said} | {", ".join(links)} |'
 
 
 def setup(app):

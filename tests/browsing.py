@@ -1,4 +1,4 @@
-"What browser tests do in a notebook: open, run, read, take hold of points."
+"What browser tests do in a notebook: open it, run it, read it, and draw around points."
 import json
 import time
 
@@ -6,30 +6,38 @@ import time
 def notebook(path, *cells):
     "Write a notebook of code cells."
     kernel = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
-    code = [dict(cell_type='code', id=f'c{i}', metadata={}, source=c, outputs=[], execution_count=None) for i, c in enumerate(cells)]
+    empty = dict(cell_type='code', metadata={}, outputs=[], execution_count=None)
+    code = [empty | dict(id=f'c{i}', source=c) for i, c in enumerate(cells)]
     path.write_text(json.dumps(dict(cells=code, metadata=kernel, nbformat=4, nbformat_minor=5)))
 
 
+KERNEL = 'window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel'
+
+
 def run_all(page, address):
-    "Open a notebook and run every cell; returns when the kernel is at work or done."
+    "Open a notebook and start all its cells."
     page.goto(address)
     page.wait_for_selector('.jp-Notebook .jp-Cell')
-    # the session itself is asked: the toolbar shows "idle" before there is a kernel, and running then opens a dialog
-    page.wait_for_function("() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+    # ask the session itself: the toolbar shows "idle" before there is a kernel, and running then opens a dialog
+    page.wait_for_function(f"() => {KERNEL}?.status === 'idle'")
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
 
+COUNT = "+((document.querySelector(s + ' canvas') ?? document.querySelector(s))?.dataset.drawn ?? 0)"
+
+
 def drawn(page, selector, least=1):
-    "Wait until a map or a page of tiles has been drawn so often."
-    page.wait_for_function("([s, n]) => +((document.querySelector(s + ' canvas') ?? document.querySelector(s))?.dataset.drawn ?? 0) >= n", arg=[selector, least])
+    "Wait until a map or a page of tiles has been drawn at least so often."
+    page.wait_for_function(f'([s, n]) => {COUNT} >= n', arg=[selector, least])
 
 
 def times_drawn(page, selector):
-    return page.evaluate("s => +((document.querySelector(s + ' canvas') ?? document.querySelector(s)).dataset.drawn ?? 0)", selector)
+    "How often a map or a page of tiles has been drawn."
+    return page.evaluate(f's => {COUNT}', selector)
 
 
 def point(page, i):
-    "Where sample `i` of the map is on the screen."
+    "The place of sample `i` of the map on the screen."
     return page.evaluate("i => document.querySelector('.nmc-map').nmcPoint(i)", i)
 
 
@@ -48,14 +56,14 @@ def around(points, margin=8):
 
 
 def prepared(source, out, **parameters):
-    "A notebook with its parameters set, as papermill sets them."
+    "Write a notebook with its parameters set, as papermill sets them."
     from papermill.execute import parameterize_notebook
     from papermill.iorw import load_notebook_node, write_ipynb
     write_ipynb(parameterize_notebook(load_notebook_node(source), parameters), str(out))
 
 
 def seconds_until(page, act, selector):
-    "From an act to the next drawing of a map or a page of tiles."
+    "Seconds from an act to the next drawing of a map or a page of tiles."
     before = times_drawn(page, selector)
     start = time.perf_counter()
     act()

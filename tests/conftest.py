@@ -28,8 +28,8 @@ LONG = 'test_browser test_pages test_resume test_training test_nmc test_bench_gp
 
 
 def pytest_collection_modifyitems(items):
-    """Under pytest-xdist the tests of a file stay in one process, so that what they share is made once; those of the browser,
-    and those that measure seconds, share one process, one after the other. Long files begin first."""
+    """Under pytest-xdist the tests of a file stay in one process, so that what they share is made once; those of the
+    browser and those that measure seconds share one process. Long files begin first."""
     for item in items:
         alone = item.get_closest_marker('timing') or {'browser', 'lab', 'page', 'new_page'} & set(item.fixturenames)
         item.add_marker(pytest.mark.xdist_group('alone' if alone else item.path.stem))

@@ -10,13 +10,18 @@ from PIL import Image
 from .browsing import around, drawn, lasso, point, prepared, run_all
 from .conftest import CHROMIUM, FLAGS, lab_server
 
-PANES = '''() => { const app = window.jupyterapp; app.commands.execute('application:toggle-left-area'); app.commands.execute('application:set-mode', {mode: 'single-document'}); }'''
+PANES = '''() => {
+  const commands = window.jupyterapp.commands;
+  commands.execute('application:toggle-left-area');
+  commands.execute('application:set-mode', {mode: 'single-document'});
+}'''
+THEME = "name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab ' + name})"
 
 
 def quiet(page, theme):
-    "Only the explorer: no side bar, no code."
+    "Show only the explorer: no side bar, no code."
     page.evaluate(PANES)
-    page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme.title()}'}})")
+    page.evaluate(THEME, theme.title())
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:hide-all-cell-code')")
     page.locator('.js-plotly-plot').nth(2).wait_for()
     page.wait_for_timeout(1500)
@@ -25,6 +30,7 @@ def quiet(page, theme):
 
 
 def shot(page, path):
+    "Save the page as a small PNG."
     page.screenshot(path=path)
     Image.open(path).convert('RGB').quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
     print(path, Path(path).stat().st_size)
@@ -40,7 +46,9 @@ def main(run, out):
             page.set_default_timeout(120_000)
             name = f'{width}{theme}/explore_run.ipynb'
             (address.work / name).parent.mkdir()
-            prepared('nbs/explore_run.ipynb', address.work / name, run_dir=str(run.resolve()), root=str(run.resolve().parent), data_dir='data')
+            folder = run.resolve()
+            prepared('nbs/explore_run.ipynb', address.work / name, run_dir=str(folder), root=str(folder.parent),
+                     data_dir='data')
             run_all(page, address(name))
             drawn(page, '.nmc-map'), drawn(page, '.nmc-tiles')
             quiet(page, theme)

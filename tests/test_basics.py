@@ -1,4 +1,4 @@
-"""Errors in one line, files that are whole or absent, seeds, devices."""
+"""Errors in one line, checks of arrays, files that are complete or absent, seeds, devices."""
 import errno
 import json
 import os
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from nmc_workbench.core.checks import as_array, as_finite, as_integers, as_numbers
 from nmc_workbench.core.devices import pick_device
 from nmc_workbench.core.errors import InputError, TrainingError, one_of
 from nmc_workbench.core.files import clear_errors, write_array, write_file, write_json, write_torch
@@ -29,7 +30,8 @@ def small_files(size):
 def tiny_disk(path, size='1m'):
     "A file system of `size` mounted at `path`; skips where that is not allowed."
     path.mkdir()
-    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', path], capture_output=True).returncode:
+    mount = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', path]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip('needs to mount a tmpfs')
     try: yield path
     finally: subprocess.run(['umount', '-l', path], check=True)
@@ -42,13 +44,48 @@ def one_line(error):
 
 
 def test_errors_show_as_one_line():
-    for kind in (InputError, TrainingError): assert kind('a=1 > b=0')._render_traceback_() == [f'{kind.__name__}: a=1 > b=0']
+    for kind in (InputError, TrainingError):
+        assert kind('a=1 > b=0')._render_traceback_() == [f'{kind.__name__}: a=1 > b=0']
 
 
 def test_unknown_names_are_listed_with_the_nearest():
     assert one_of('mnist', ['digits', 'mnist'], 'data set') == 'mnist'
-    with pytest.raises(InputError, match=r"unknown data set 'minst'; did you mean 'mnist'\? known: digits, mnist"): one_of('minst', ['digits', 'mnist'], 'data set')
+    with pytest.raises(InputError, match=r"unknown data set 'minst'; did you mean 'mnist'\? known: digits, mnist"):
+        one_of('minst', ['digits', 'mnist'], 'data set')
     with pytest.raises(InputError, match='unknown data set None; known: digits'): one_of(None, ['digits'], 'data set')
+
+
+def test_arrays_of_any_kind_are_taken():
+    half = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
+    assert as_array(half).dtype == np.float32 and as_finite(half, 'z', n=2, d=3).tolist() == [[1] * 3] * 2
+    assert as_finite([[1, 2]], 'z').dtype == np.float32 and as_finite([[1, 2]], 'z', dtype=None).dtype == np.int64
+    assert as_numbers([np.nan], 'x', ndim=1).shape == (1,)
+    assert as_numbers(np.zeros((0, 2)), 'x', least=0).shape == (0, 2)
+    assert as_integers([[0, 1]], 'edges', d=2).dtype == np.int64 and as_integers([True, False], 'y').tolist() == [1, 0]
+    assert as_integers(np.zeros(0, int), 'y').shape == (0,)
+    assert as_integers([-1, 4], 'y', low=-1, high=4).tolist() == [-1, 4]
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda: as_array([[1], [2, 3]], 'prob'), 'prob has rows of several lengths'),
+    (lambda: as_numbers(np.zeros(3), 'z'), r'z has shape \(3,\); expected \(n, d\) with at least 1 row'),
+    (lambda: as_numbers(np.zeros((3, 0)), 'z', n=3), r'z has shape \(3, 0\); expected \(3, d\)$'),
+    (lambda: as_numbers(np.zeros((3, 2)), 'z', d=4), r'z has shape \(3, 2\); expected \(n, 4\)'),
+    (lambda: as_numbers(None, 'z'), r'z has shape \(\); expected'),
+    (lambda: as_numbers(np.zeros(1), 'height', ndim=1, least=2), r'expected \(n,\) with at least 2 entries'),
+    (lambda: as_numbers(['a'], 'height', ndim=1), 'height has dtype <U1; expected real numbers'),
+    (lambda: as_numbers([[1j]], 'z'), 'z has dtype complex128; expected real numbers'),
+    (lambda: as_finite([[1, np.inf], [np.nan, 0]], 'z'), 'z holds 2 values that are NaN or infinite; expected none'),
+    (lambda: as_integers([.5], 'y'), r'y has shape \(1,\) and dtype float64; expected whole numbers of shape \(n,\)'),
+    (lambda: as_integers([[0, 1, 2]], 'edges', d=2), r'edges has shape \(1, 3\) .* of shape \(n, 2\)'),
+    (lambda: as_integers(np.zeros(0, int), 'y', least=1), r'of shape \(n,\) with at least 1 entry'),
+    (lambda: as_integers([1, 2], 'labels', 3), 'labels has 2 entries; expected 3, one per sample'),
+    (lambda: as_integers([0, -2], 'labels', low=-1), 'labels holds -2; expected -1 or more'),
+    (lambda: as_integers([0, 7], 'labels', high=6), 'labels holds 7; expected 6 or less'),
+])
+def test_what_is_wrong_with_an_array(call, message):
+    with pytest.raises(InputError, match=message) as error: call()
+    one_line(error)
 
 
 def test_write_file_makes_folders_and_replaces(tmp_path):
@@ -114,7 +151,8 @@ def test_a_read_only_file_system_is_named(tmp_path):
 def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
     def refuse(*args, **options): raise PermissionError(errno.EACCES, 'Permission denied')
     monkeypatch.setattr('builtins.open', refuse)
-    with pytest.raises(InputError, match='cannot write .*a.json: Permission denied; choose'): write_json(tmp_path / 'a.json', 1)
+    with pytest.raises(InputError, match='cannot write .*a.json: Permission denied; choose'):
+        write_json(tmp_path / 'a.json', 1)
 
 
 def test_a_file_in_the_way_is_named(tmp_path):
@@ -130,8 +168,10 @@ def test_other_system_errors_stay_as_they_are():
 
 
 def test_json_of_numpy_and_torch(tmp_path):
-    write_json(tmp_path / 'a.json', dict(a=np.float32(.5), b=np.arange(2), c=torch.tensor([1]), d=tmp_path, e=torch.float32, f=torch.device('cpu'), g='ü'))
-    assert json.loads((tmp_path / 'a.json').read_text()) == dict(a=.5, b=[0, 1], c=[1], d=str(tmp_path), e='torch.float32', f='cpu', g='ü')
+    torches = dict(c=torch.tensor([1]), e=torch.float32, f=torch.device('cpu'))
+    write_json(tmp_path / 'a.json', dict(a=np.float32(.5), b=np.arange(2), d=tmp_path, g='ü', **torches))
+    want = dict(a=.5, b=[0, 1], c=[1], d=str(tmp_path), e='torch.float32', f='cpu', g='ü')
+    assert json.loads((tmp_path / 'a.json').read_text()) == want
     with pytest.raises(TypeError, match='set has no JSON form'): write_json(tmp_path / 'a.json', {1, 2})
     with pytest.raises(ValueError): write_array(tmp_path / 'b.npy', np.array([object()]))       # would need pickle
     assert os.listdir(tmp_path) == ['a.json']
@@ -142,13 +182,15 @@ def test_seeds_are_a_function_of_the_names_alone():
     assert len(seeds) == 120 and all(0 <= s < 2 ** 63 for s in seeds)
     before = torch.get_rng_state()
     a, b = (torch.rand(3, generator=generator(0, 'x', 1)) for _ in range(2))
-    assert a.equal(b) and not a.equal(torch.rand(3, generator=generator(0, 'x', 2))) and before.equal(torch.get_rng_state())
+    assert a.equal(b) and not a.equal(torch.rand(3, generator=generator(0, 'x', 2)))
+    assert before.equal(torch.get_rng_state())
 
 
 def test_the_streams_of_a_seed_do_not_change_between_versions():
     "A checkpoint of an older version must resume on the same streams."
     import hashlib
-    assert seed_of(7, 'stage', 3, 'noise', 0) == int.from_bytes(hashlib.blake2b(b'7/stage/3/noise/0', digest_size=8).digest(), 'little') // 2
+    digest = hashlib.blake2b(b'7/stage/3/noise/0', digest_size=8).digest()
+    assert seed_of(7, 'stage', 3, 'noise', 0) == int.from_bytes(digest, 'little') // 2
 
 
 def test_devices(monkeypatch):

@@ -1,4 +1,4 @@
-"""The bench of the GPU: on a CPU and a few digits it stops, goes on, survives a kill, and needs neither notebooks nor a network."""
+"The bench of the GPU on a CPU and a few digits: it stops, goes on, survives a kill, and needs no notebooks or network."
 import argparse
 import json
 import os
@@ -21,13 +21,14 @@ from nmc_workbench.training.timing import PARTS
 from .bench import gpu
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ('--device', 'cpu', '--amp', 'off', '--no-compile', '--dataset', 'digits', '--recipe', 'digits', '--limit', '200', '--batch-size', '100', '--epochs', '8', '5', '3', '--steps', '2')
+SMALL = ('--device', 'cpu', '--amp', 'off', '--no-compile', '--dataset', 'digits', '--recipe', 'digits', '--limit',
+         '200', '--batch-size', '100', '--epochs', '8', '5', '3', '--steps', '2')
 
 # The machine with the GPU has no notebooks, does not know the package as installed, and reaches nothing.
 BARE = """
 import runpy, socket, sys
 from importlib import metadata
-for name in ('IPython', 'ipykernel', 'ipywidgets', 'faiss', 'plotly', 'papermill', 'nbformat', 'matplotlib'): sys.modules[name] = None
+for name in 'IPython ipykernel ipywidgets faiss plotly papermill nbformat matplotlib'.split(): sys.modules[name] = None
 version = metadata.version
 def known(name):
     if name == 'nmc_workbench': raise metadata.PackageNotFoundError(name)
@@ -42,7 +43,8 @@ runpy.run_module('tests.bench.gpu', run_name='__main__')
 
 def start(folder, *more):
     threads = {k: '1' for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')}
-    return subprocess.Popen([sys.executable, '-c', BARE, *SMALL, '--run-dir', str(folder / 'run'), '--record', str(folder / 'record.json'), *more], cwd=ROOT, env={**os.environ, **threads},
+    return subprocess.Popen([sys.executable, '-c', BARE, *SMALL, '--run-dir', str(folder / 'run'), '--record',
+                             str(folder / 'record.json'), *more], cwd=ROOT, env={**os.environ, **threads},
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -67,12 +69,21 @@ def scores(folder):
 @pytest.mark.slow
 def test_the_record_says_what_a_page_quotes(whole):
     r = json.loads((whole / 'record.json').read_text())
-    assert {'command', 'date', 'python', 'device', 'versions', 'n', 'dataset', 'recipe', 'seed', 'amp', 'compile', 'epochs', 'batch_size', 'minutes', 'acc', 'nmi', 'ari'} <= r.keys()
-    assert r['command'].startswith('python -m tests.bench.gpu --device cpu') and r['n'] == 200 and r['epochs'] == [8, 5, 3] and r['versions']['torch'] and r['versions']['nmc_workbench'] is None
-    assert [(s['stage'], s['epochs']) for s in r['stages']] == [('representation', 8), ('cluster_heads', 5), ('fine_tune', 3)]
-    for s in (*r['stages'], r['speed']['plain']['shares']): assert sum(s[k] for k in (*PARTS, 'other')) == pytest.approx(1, abs=1e-3)
+    assert {'command', 'date', 'python', 'device', 'versions', 'n', 'dataset', 'recipe', 'seed', 'amp', 'compile',
+            'epochs', 'batch_size', 'minutes', 'acc', 'nmi', 'ari'} <= r.keys()
+    assert r['command'].startswith('python -m tests.bench.gpu --device cpu')
+    assert r['n'] == 200
+    assert r['epochs'] == [8, 5, 3]
+    assert r['versions']['torch']
+    assert r['versions']['nmc_workbench'] is None
+    assert [(s['stage'], s['epochs']) for s in r['stages']] == [('representation', 8), ('cluster_heads', 5),
+                                                                ('fine_tune', 3)]
+    for s in (*r['stages'], r['speed']['plain']['shares']):
+        assert sum(s[k] for k in (*PARTS, 'other')) == pytest.approx(1, abs=1e-3)
     plain = r['speed']['plain']
-    assert plain['views_per_second'] > 0 and plain['tflop_per_second'] == pytest.approx(plain['tflop_per_step'] * plain['views_per_second'] / 200, rel=.05)
+    assert plain['views_per_second'] > 0
+    assert plain['tflop_per_second'] == pytest.approx(plain['tflop_per_step'] * plain['views_per_second'] / 200,
+                                                      rel=.05)
     assert plain['waits'] is None and 'compiled' not in r['speed'] and r['speed']['heads']['bf16']['within'] is True
 
 
@@ -85,19 +96,22 @@ def test_a_killed_and_stopped_run_ends_like_a_whole_one(tmp_path, whole):
         time.sleep(.002)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL and not (tmp_path / 'record.json').exists()
-    code, line = finish(start(tmp_path, '--minutes', '0'))      # what was killed was epoch 1 of the second stage, at least
+    # what was killed was epoch 1 of the second stage, at least
+    code, line = finish(start(tmp_path, '--minutes', '0'))
     assert code == 3 and 'in cluster_heads, epoch 1 of 5, about 0 minutes to go; resume with the same command' in line
     assert load_checkpoint(tmp_path / 'run/checkpoint.pt')['next_epoch'] == 1
     assert finish(start(tmp_path))[0] == 0
     assert scores(tmp_path) == scores(whole) and len(read_metrics(tmp_path / 'run')) == 16
-    for name in ('predictions.npy', 'embeddings.npy'): assert (tmp_path / 'run' / name).read_bytes() == (whole / 'run' / name).read_bytes()
+    for name in ('predictions.npy', 'embeddings.npy'):
+        assert (tmp_path / 'run' / name).read_bytes() == (whole / 'run' / name).read_bytes()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device')
 def test_without_a_gpu_one_line_says_so(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, 'argv', ['gpu', '--run-dir', str(tmp_path / 'run'), '--data', 'nowhere'])
     gpu.main()
-    assert capsys.readouterr().out == 'bench-gpu: no CUDA device here, so nothing was measured\n' and not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == 'bench-gpu: no CUDA device here, so nothing was measured\n'
+    assert not list(tmp_path.iterdir())
 
 
 # --- the images kept beside the run
@@ -110,7 +124,8 @@ def tree(tmp_path):
         path = tmp_path / f'images/train/{"ab"[i % 2]}/{i}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
-    return argparse.Namespace(dataset='folder', data=str(tmp_path / 'images'), split='train', limit=None, run_dir=str(tmp_path / 'run'))
+    return argparse.Namespace(dataset='folder', data=str(tmp_path / 'images'), split='train', limit=None,
+                              run_dir=str(tmp_path / 'run'))
 
 
 @pytest.fixture
@@ -123,7 +138,10 @@ def decoded(monkeypatch):
 
 def test_files_are_decoded_once(tree, decoded):
     first, again = gpu.images_of(tree), gpu.images_of(tree)
-    assert len(decoded) == 1 and first.fingerprint() == again.fingerprint() and (first.ids == again.ids).all() and again.class_names == ['a', 'b']
+    assert len(decoded) == 1
+    assert first.fingerprint() == again.fingerprint()
+    assert (first.ids == again.ids).all()
+    assert again.class_names == ['a', 'b']
 
 
 @pytest.mark.parametrize('change', ['a file', 'the limit', 'half a cache', 'another content', 'no images'])

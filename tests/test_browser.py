@@ -1,5 +1,6 @@
-"""The explorer notebook in a real JupyterLab, used by a real Chromium as a person would; no test waits for a time where it can wait for what a person would see.
+"""The explorer notebook in a real JupyterLab, used by a real Chromium as a person would use it.
 
+No test waits for a time if it can wait for what a person would see.
 What needs no browser is tested in test_explorer.py: a widget's callbacks work without a kernel."""
 import csv
 import time
@@ -21,18 +22,24 @@ def runs(tmp_path_factory):
     from nmc_workbench.methods import NMC, NMCE
     root = tmp_path_factory.mktemp('runs')
     y = np.arange(400) % 4
-    points = (np.array([[0, 0], [5, 0], [0, 5], [8, 8]])[y] + np.random.default_rng(0).normal(size=(400, 2))).astype('f4')
-    NMC(epochs=100, batch_size=64, potential_hidden=64, noise_low=.05, noise_high=.3, lr=1e-2, tau=0., device='cpu', run_dir=str(root / 'hills')).fit(points, y)
-    NMCE(dataset='digits', limit=300, batch_size=100, epochs=4, cluster_epochs=15, finetune_epochs=2, n_init=2, device='cpu', run_dir=str(root / 'digits')).fit(load('digits', limit=300))
+    centres = np.array([[0, 0], [5, 0], [0, 5], [8, 8]])
+    points = (centres[y] + np.random.default_rng(0).normal(size=(400, 2))).astype('f4')
+    nmc = NMC(epochs=100, batch_size=64, potential_hidden=64, noise_low=.05, noise_high=.3, lr=1e-2, tau=0.,
+              device='cpu', run_dir=str(root / 'hills'))
+    nmc.fit(points, y)
+    nmce = NMCE(dataset='digits', limit=300, batch_size=100, epochs=4, cluster_epochs=15, finetune_epochs=2, n_init=2,
+                device='cpu', run_dir=str(root / 'digits'))
+    nmce.fit(load('digits', limit=300))
     return root
 
 
 def opened(page, lab, runs, name='explore.ipynb', **parameters):
-    "The explorer on these runs, when its map is there."
+    "Open the explorer on these runs; return when its map is drawn."
     prepared('nbs/explore_run.ipynb', lab.work / name, root=str(runs), map_method='pca', **parameters)
     run_all(page, lab(name))
     page.locator('.nmc-run select').wait_for()
-    drawn(page, '.nmc-map'), drawn(page, '.nmc-tiles')
+    drawn(page, '.nmc-map')
+    drawn(page, '.nmc-tiles')
 
 
 def clusters(page): return page.locator('.nmc-clusters option').all_inner_texts()
@@ -47,8 +54,19 @@ def to_top(page):
 
 def pick(page, run):
     "Choose a run from the menu."
-    value = next(o.get_attribute('value') for o in page.locator('.nmc-run option').all() if o.inner_text().endswith(run))
+    options = page.locator('.nmc-run option').all()
+    value = next(o.get_attribute('value') for o in options if o.inner_text().endswith(run))
     page.locator('.nmc-run select').select_option(value)
+
+
+OPTIONS = 'document.querySelectorAll(".nmc-clusters option")'
+ERRORS = '[data-mime-type="application/vnd.jupyter.stderr"]'
+LARGEST_CELL = '''e => {
+  const {xaxis, yaxis} = e._fullLayout, r = e.getBoundingClientRect(), z = e._fullData[0].z;
+  let best = [0, 0];
+  z.forEach((row, i) => row.forEach((value, j) => { if (value > z[best[0]][best[1]]) best = [i, j]; }));
+  return [r.left + xaxis._offset + xaxis.c2p(best[1]), r.top + yaxis._offset + yaxis.c2p(best[0])];
+}'''
 
 
 def test_a_sitting(page, lab, runs):
@@ -57,7 +75,8 @@ def test_a_sitting(page, lab, runs):
     page.locator('.nmc-map-title', has_text='NMC, ').wait_for()
     pick(page, 'digits')
     page.locator('.nmc-map-title', has_text='NMCE, digits').wait_for()
-    drawn(page, '.nmc-map'), drawn(page, '.nmc-tiles')
+    drawn(page, '.nmc-map')
+    drawn(page, '.nmc-tiles')
     page.locator('.js-plotly-plot').nth(2).wait_for()
     to_top(page)
     # hover: id, cluster and the image itself
@@ -75,12 +94,10 @@ def test_a_sitting(page, lab, runs):
     cells.wait_for()
     cells.scroll_into_view_if_needed()
     page.wait_for_timeout(300)
-    where = cells.evaluate('''e => { const L = e._fullLayout, r = e.getBoundingClientRect(), z = e._fullData[0].z; let best = [0, 0];
-        for (let i = 0; i < z.length; i++) for (let j = 0; j < z[i].length; j++) if (z[i][j] > z[best[0]][best[1]]) best = [i, j];
-        return [r.left + L.xaxis._offset + L.xaxis.c2p(best[1]), r.top + L.yaxis._offset + L.yaxis.c2p(best[0])]; }''')
+    where = cells.evaluate(LARGEST_CELL)
     page.mouse.move(where[0] - 2, where[1] - 2)
     page.mouse.move(*where)
-    page.wait_for_timeout(300)                       # plotly takes a click only where it has seen the pointer come to rest
+    page.wait_for_timeout(300)                      # plotly takes a click only where the pointer has come to rest
     seconds_until(page, lambda: page.mouse.click(*where), '.nmc-tiles')
     page.locator('.nmc-about', has_text=', class ').wait_for()
     # merge two clusters of the list, and undo
@@ -88,9 +105,9 @@ def test_a_sitting(page, lab, runs):
     page.locator('.nmc-clusters select').select_option(index=[0, 1])
     page.locator('.nmc-about', has_text='cluster').wait_for()
     page.locator('.nmc-merge').click()
-    page.wait_for_function('n => document.querySelectorAll(".nmc-clusters option").length === n', arg=len(before) - 1)
+    page.wait_for_function(f'n => {OPTIONS}.length === n', arg=len(before) - 1)
     page.locator('.nmc-undo').click()
-    page.wait_for_function('n => document.querySelectorAll(".nmc-clusters option").length === n', arg=len(before))
+    page.wait_for_function(f'n => {OPTIONS}.length === n', arg=len(before))
     assert clusters(page) == before
     # a name that would do harm were it HTML
     page.on('dialog', lambda d: page.errors.append(d.message))
@@ -106,14 +123,15 @@ def test_a_sitting(page, lab, runs):
     rows = list(csv.DictReader(open(runs / 'digits/labels.csv', encoding='utf-8', newline='')))
     assert len(rows) == 300 and list(rows[0]) == ['id', 'path', 'cluster', 'name', 'confidence']
     assert [r['id'] for r in rows] == np.load(runs / 'digits/ids.npy').tolist()
-    assert HOSTILE in {r['name'] for r in rows} and [int(r['cluster']) for r in rows] == np.load(runs / 'digits/predictions.npy').tolist()
+    assert [int(r['cluster']) for r in rows] == np.load(runs / 'digits/predictions.npy').tolist()
+    assert HOSTILE in {r['name'] for r in rows}
     assert page.outside == [] and page.errors == []
-    # a reloaded page shows what is, not what was
+    # a reloaded page shows the present state
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     page.reload()
     page.locator('.nmc-clusters option', has_text='<script>').wait_for(state='attached')
     drawn(page, '.nmc-map')
-    assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == [] and page.outside == [] and page.errors == []
+    assert page.locator(ERRORS).all_inner_texts() == [] and page.outside == [] and page.errors == []
 
 
 def test_the_threshold(page, lab, runs):
@@ -145,29 +163,39 @@ explorer''', 'explorer.selection = explorer.run.ids[[5, 9]]', 'print("selected:"
     page.get_by_text(f'selected: {ids[5]} {ids[9]}').first.wait_for()
 
 
+THEME = "name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab ' + name})"
+EDGES = '''() => [...document.querySelectorAll(".nmc-map, .nmc-tiles, .js-plotly-plot")].map((e) => {
+  const own = e.getBoundingClientRect(), output = e.closest(".jp-OutputArea-output").getBoundingClientRect();
+  return [own.right, output.right, own.width];
+})'''
+
+
 @pytest.mark.parametrize('width, theme', [(1280, 'light'), (1920, 'dark')])
 def test_screens(new_page, lab, runs, width, theme, tmp_path):
-    "Nothing is wider than the window, and nothing that is drawn is blank."
+    "No view is wider than its output area, and none is narrow."
     page = new_page(width, 1080)
     opened(page, lab, runs, f'screen{width}.ipynb', run_dir=str(runs / 'digits'))
-    page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme.title()}'}})")
+    page.evaluate(THEME, theme.title())
     page.locator(f'body[data-jp-theme-light="{str(theme == "light").lower()}"]').wait_for(state='attached')
     page.locator('.js-plotly-plot').nth(2).wait_for()
     time.sleep(1)
-    wide = page.evaluate('() => [...document.querySelectorAll(".nmc-map, .nmc-tiles, .js-plotly-plot")].map(e => [e.getBoundingClientRect().right, e.closest(".jp-OutputArea-output").getBoundingClientRect().right, e.getBoundingClientRect().width])')
-    assert len(wide) >= 5 and all(right <= edge + 1 and w > 200 for right, edge, w in wide)
+    edges = page.evaluate(EDGES)
+    assert len(edges) >= 5 and all(right <= edge + 1 and wide > 200 for right, edge, wide in edges)
     page.screenshot(path=tmp_path / 'screen.png')
 
 
 def test_the_app(page, runs, tmp_path):
-    "Without its code, behind a token, with no request to another host."
+    "The app shows no code, asks for a token, and sends no request to another host."
     port = free_port()
-    with serve(['bash', 'tools/app.sh', str(runs / 'digits'), '--no-browser', f'--port={port}', '--Voila.token=secret'], f'http://127.0.0.1:{port}/', ROOT, tmp_path):
-        page.goto(f'http://127.0.0.1:{port}/')
+    address = f'http://127.0.0.1:{port}/'
+    command = ['bash', 'tools/app.sh', str(runs / 'digits'), '--no-browser', f'--port={port}', '--Voila.token=secret']
+    with serve(command, address, ROOT, tmp_path):
+        page.goto(address)
         assert page.locator('.nmc-map').count() == 0 and 'login' in page.url
-        page.goto(f'http://127.0.0.1:{port}/?token=secret')
+        page.goto(f'{address}?token=secret')
         page.locator('.nmc-map').first.wait_for()
-        drawn(page, '.nmc-map'), drawn(page, '.nmc-tiles')
+        drawn(page, '.nmc-map')
+        drawn(page, '.nmc-tiles')
         page.locator('.js-plotly-plot').nth(2).wait_for()
         seconds_until(page, lambda: page.locator('.nmc-clusters select').select_option(index=[0]), '.nmc-tiles')
         page.locator('.nmc-about', has_text='cluster 0').wait_for()

@@ -16,21 +16,23 @@ def papermill(tmp_path, timeout=300, cwd=ROOT, **parameters):
     "Exit code, standard error and the finished notebook."
     out = tmp_path / 'out.ipynb'
     words = [w for k, v in parameters.items() for w in ('-p', k, str(v))]
-    run = subprocess.run([sys.executable, '-m', 'papermill', str(ROOT / 'nbs/train_nmce.ipynb'), str(out), '--no-progress-bar', *words],
-                         cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    command = [sys.executable, '-m', 'papermill', str(ROOT / 'nbs/train_nmce.ipynb'), str(out), '--no-progress-bar']
+    run = subprocess.run([*command, *words], cwd=cwd, capture_output=True, text=True, timeout=timeout)
     return run.returncode, run.stderr, nbformat.read(out, as_version=4) if out.exists() else None
 
 
 @pytest.mark.slow
 def test_two_epochs_from_the_root(tmp_path):
-    code, err, notebook = papermill(tmp_path, epochs=2, run_dir=tmp_path / 'run', n_init=2, cluster_epochs=3, finetune_epochs=2)
+    given = dict(epochs=2, run_dir=tmp_path / 'run', n_init=2, cluster_epochs=3, finetune_epochs=2)
+    code, err, notebook = papermill(tmp_path, **given)
     assert code == 0, err[-2000:]
     assert all(c.metadata.papermill.status == 'completed' for c in notebook.cells)
-    pictures = sum('image/png' in o.get('data', {}) for c in notebook.cells if c.cell_type == 'code' for o in c.outputs)
-    assert pictures >= 8
+    outputs = [o for c in notebook.cells if c.cell_type == 'code' for o in c.outputs]
+    assert sum('image/png' in o.get('data', {}) for o in outputs) >= 8
     names = {p.name for p in (tmp_path / 'run').iterdir()}
-    assert names >= {'config.json', 'provenance.json', 'metrics.jsonl', 'events', 'checkpoint.pt', 'representation.pt', 'cluster_heads.pt', 'fine_tune.pt',
-                     'results.json', 'predictions.npy', 'embeddings.npy', 'ids.npy', 'model.pt', 'figures', 'map2d.npy'}
+    assert names >= {'config.json', 'provenance.json', 'metrics.jsonl', 'events',
+                     'checkpoint.pt', 'representation.pt', 'cluster_heads.pt', 'fine_tune.pt', 'model.pt',
+                     'results.json', 'predictions.npy', 'embeddings.npy', 'ids.npy', 'figures', 'map2d.npy'}
     assert np.load(tmp_path / 'run/predictions.npy').shape == (1797,)
     assert json.loads((tmp_path / 'run/config.json').read_text())['epochs'] == 2
     assert json.loads((tmp_path / 'run/results.json').read_text())['kmeans_pixels']['acc'] > .7
@@ -41,7 +43,7 @@ def test_two_epochs_from_the_root(tmp_path):
 
     # the same command with resume: nothing left to train, the same results
     before = (tmp_path / 'run/model.pt').read_bytes()
-    code, err, notebook = papermill(tmp_path, epochs=2, run_dir=tmp_path / 'run', n_init=2, cluster_epochs=3, finetune_epochs=2, resume='true')
+    code, err, notebook = papermill(tmp_path, **given, resume='true')
     assert code == 0, err[-2000:]
     assert (tmp_path / 'run/model.pt').read_bytes() == before
 
@@ -52,9 +54,11 @@ def test_without_run_dir_and_labels(tmp_path):
     from PIL import Image
     from sklearn.datasets import load_digits
     (tmp_path / 'pictures').mkdir()
-    for i, image in enumerate(load_digits().images[:120]): Image.fromarray((image * 15.9).astype('uint8')).save(tmp_path / f'pictures/{i}.png')
+    for i, image in enumerate(load_digits().images[:120]):
+        Image.fromarray((image * 15.9).astype('uint8')).save(tmp_path / f'pictures/{i}.png')
     small = {**QUICK, 'limit': 'None', 'batch_size': 60}
-    code, err, notebook = papermill(tmp_path, cwd=tmp_path, dataset='folder', data_dir=tmp_path / 'pictures', n_clusters=5, epochs=2, **small)
+    data = dict(dataset='folder', data_dir=tmp_path / 'pictures')
+    code, err, notebook = papermill(tmp_path, cwd=tmp_path, **data, n_clusters=5, epochs=2, **small)
     assert code == 0, err[-2000:]
     [run] = (tmp_path / 'runs').iterdir()
     assert run.name.startswith('nmce_folder_seed0_') and 'acc' not in json.loads((run / 'results.json').read_text())

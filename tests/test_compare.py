@@ -1,4 +1,4 @@
-"Runs compared: by ids and never by place, numbers of clusters without meaning, planted errors found."
+"Comparisons go by ids and never by place, numbers of clusters have no meaning, and planted errors are found."
 from itertools import permutations
 from pathlib import Path
 
@@ -18,7 +18,9 @@ HOSTILE = '<script>alert("x")</script> & \'q\' 😀' + 'y' * 280
 
 def run(labels, x, ids=None, seed=0, y=None, names=(), dataset='toy', images=None):
     ids = np.array([f'a/{i}' for i in range(len(labels))]) if ids is None else ids
-    return FinishedRun(Path(f'runs/{seed}'), dict(method='NMCE', dataset=dataset, seed=seed), ids, np.asarray(labels), np.asarray(x, 'f4'), images=images, class_labels=y, class_names=list(names))
+    config = dict(method='NMCE', dataset=dataset, seed=seed)
+    return FinishedRun(Path(f'runs/{seed}'), config, ids, np.asarray(labels), np.asarray(x, 'f4'), images=images,
+                       class_labels=y, class_names=list(names))
 
 
 def three(n=150, seed=0):
@@ -33,9 +35,10 @@ def test_matching_against_every_permutation(seed):
     k, m = rng.integers(2, 6, 2)
     a, b = rng.integers(-1, k, 60), rng.integers(-1, m, 60)
     found = matched_to(a, b)
-    best = max(sum(((a == i) & (b == p[i]) & (a >= 0)).sum() for i in range(k) if p[i] < m) for p in permutations(range(max(k, m)), int(k)))
+    def overlap(p): return sum(((a == i) & (b == p[i]) & (a >= 0)).sum() for i in range(k) if p[i] < m)
+    best = max(map(overlap, permutations(range(max(k, m)), int(k))))
     assert ((found == b) & (b >= 0)).sum() == best and ((found == -1) == (a == -1)).all()
-    assert len({(i, j) for i, j in zip(a.tolist(), found.tolist())}) == len(set(a.tolist()))          # one number each
+    assert len(set(zip(a.tolist(), found.tolist()))) == len(set(a.tolist()))          # one number each
     assert np.isclose(label_agreement(a, b), (found == b).mean())
 
 
@@ -47,10 +50,21 @@ def test_numbers_order_and_subsets_change_nothing():
     order = rng.permutation(150)
     ids = np.array([f'a/{i}' for i in range(150)])
     other = Comparison([run(a, x, y=y), run(np.array([7, 2, 5])[b][order], x[order], ids[order], seed=1)])
-    assert (one.matched == other.matched).all() and np.allclose(one.table()['agreement'], other.table()['agreement']) and (one.label_errors() == other.label_errors()).all()
+    assert (one.matched == other.matched).all() and (one.label_errors() == other.label_errors()).all()
+    assert np.allclose(one.table()['agreement'], other.table()['agreement'])
     part = Comparison([run(a, x, y=y), run(b[order[:100]], x[order[:100]], ids[order[:100]], seed=1)])
     assert set(part.ids) == set(ids[order[:100]]) and part.left_out == [50, 0]
-    assert all((c.labels[1][i] == b[int(k.split('/')[1])]) for c in (one, part) for i, k in enumerate(c.ids))
+    for c in (one, part): assert all(c.labels[1][i] == b[int(k.split('/')[1])] for i, k in enumerate(c.ids))
+
+
+def test_the_table_of_runs_with_noise():
+    "Noise of any run is one cluster more; which run comes first makes no difference."
+    y, x, rng = three()
+    noisy = np.where(rng.random(150) < .2, -1, y)
+    one, other = (Comparison([run(a, x), run(b, x, seed=1)]).table() for a, b in ((y, noisy), (noisy, y)))
+    for k in ('agreement', 'nmi', 'ari'): assert .5 < one[k][1, 0] < 1 and np.isclose(one[k], other[k]).all()
+    both = Comparison([run(noisy, x), run(noisy, x, seed=1)]).table()
+    assert all(np.isclose(both[k], 1).all() for k in both)
 
 
 def test_planted_label_errors_come_first():
@@ -80,14 +94,17 @@ def test_runs_of_other_numbers_of_clusters():
     y, x, rng = three()
     fine = 2 * y + (rng.random(150) < .3)
     c = Comparison([run(y, x), run(fine, x, seed=1), run(np.full(150, -1), x, seed=2)])
-    assert set(c.matched[1]) == {0, 1, 2, 3, 4, 5} and (c.matched[1][c.matched[1] < 3] == y[c.matched[1] < 3]).all() and (c.matched[2] == -1).all()
+    matched = c.matched[1]
+    assert set(matched) == {0, 1, 2, 3, 4, 5} and (matched[matched < 3] == y[matched < 3]).all()
+    assert (c.matched[2] == -1).all()
     assert len(run_palette(c)) == 7
 
 
 def test_without_classes():
     y, x, _ = three()
     c = Comparison([run(y, x), run(y, x, seed=1)])
-    assert not len(c.label_errors()) and 'the runs have no classes' in CompareLab(c).tiles['label_errors']._told['nothing']
+    assert not len(c.label_errors())
+    assert 'the runs have no classes' in CompareLab(c).tiles['label_errors']._told['nothing']
 
 
 def test_names_are_text():
@@ -95,14 +112,17 @@ def test_names_are_text():
     digits = load('digits', limit=40)
     y = np.minimum(digits.labels.numpy(), 2)
     x = digits.pixels.flatten(1).numpy()
-    c = Comparison([run(y, x, digits.ids, y=(y + 1) % 3 if s == 0 else None, names=[HOSTILE] * 3, dataset=HOSTILE, seed=s, images=digits) for s in range(2)])
+    hostile = dict(names=[HOSTILE] * 3, dataset=HOSTILE, images=digits)
+    c = Comparison([run(y, x, digits.ids, y=(y + 1) % 3, **hostile), run(y, x, digits.ids, seed=1, **hostile)])
     lab = CompareLab(c)
     assert lab.ui is not None and lab.points[0]._told['title'] == c.names[0]             # the page writes it as text
-    html = ''.join(w.value for box in lab.ui.children for part in box.children for w in part.children if hasattr(w, 'value') and isinstance(w.value, str))
+    widgets = [w for box in lab.ui.children for part in box.children for w in part.children]
+    html = ''.join(w.value for w in widgets if isinstance(getattr(w, 'value', None), str))
     assert '<script' not in html
     plotly = agreement_picture(c).interactive.to_json()
     assert 'script>' not in plotly.replace('\\u003c', '<').replace('&lt;', '') or '<script' not in plotly
-    for picture in (sheet_picture(c, [1, 2, 3]), maps_picture(c, maps_of(c)), agreement_picture(c)): assert picture.png()[:4] == b'\x89PNG'
+    for picture in (sheet_picture(c, [1, 2, 3]), maps_picture(c, maps_of(c)), agreement_picture(c)):
+        assert picture.png()[:4] == b'\x89PNG'
 
 
 def test_linked_maps():
@@ -110,27 +130,31 @@ def test_linked_maps():
     lab = CompareLab(Comparison([run(y, x, seed=s) for s in range(4)]))
     assert len(lab.points) == 3
     lab.points[1].calls['lasso'](np.array([3, 9]))
-    assert all(p.selected.tolist() == [3, 9] for p in lab.points) and lab.selection.tolist() == ['a/3', 'a/9'] and lab.tiles['selection'].shown.tolist() == [3, 9]
+    assert all(p.selected.tolist() == [3, 9] for p in lab.points)
+    assert lab.selection.tolist() == ['a/3', 'a/9'] and lab.tiles['selection'].shown.tolist() == [3, 9]
 
 
 def test_table_over_seeds(tmp_path):
     for seed, acc in enumerate((.8, .9, 1.)):
-        write_json(tmp_path / f'n{seed}/config.json', dict(method='NMCE', dataset='digits', seed=seed, data='d'))
-        write_json(tmp_path / f'n{seed}/results.json', dict(acc=acc, nmi=.5, seconds=3.))
-        for name in ('predictions', 'embeddings'): write_array(tmp_path / f'n{seed}/{name}.npy', np.zeros(3))
+        folder = tmp_path / f'n{seed}'
+        write_json(folder / 'config.json', dict(method='NMCE', dataset='digits', seed=seed, data='d'))
+        write_json(folder / 'results.json', dict(acc=acc, nmi=.5, seconds=3.))
+        for name in ('predictions', 'embeddings'): write_array(folder / f'{name}.npy', np.zeros(3))
     write_json(tmp_path / 'half/config.json', dict(method='NMC', dataset='digits', seed=0))
     write_json(tmp_path / 'other/config.json', dict(method='NMCE', dataset='digits', seed=0, recipe='digits_small'))
     write_json(tmp_path / 'other/results.json', dict(nmi=.1, seconds=1.))
     rows = scores_table(tmp_path)
     assert [(r['recipe'], r['seeds']) for r in rows] == [('', 3), ('recipe=digits_small', 1), ('', 0)]
-    assert np.isclose(rows[0]['acc'], .9) and np.isclose(rows[0]['acc_std'], np.std([.8, .9, 1])) and 'acc' not in rows[1] and rows[2]['note'] == 'unfinished: half'
+    assert np.isclose(rows[0]['acc'], .9) and np.isclose(rows[0]['acc_std'], np.std([.8, .9, 1]))
+    assert 'acc' not in rows[1] and rows[2]['note'] == 'unfinished: half'
     assert len(newest_of_one_set(tmp_path)) == 3 and newest_of_one_set(tmp_path / 'half') == []
 
 
 def test_bad_input():
     y, x, _ = three()
     with pytest.raises(InputError, match='1 run to compare; expected at least two'): Comparison([run(y, x)])
-    with pytest.raises(InputError, match='share no sample .toy.'): Comparison([run(y, x), run(y, x, np.array([f'b/{i}' for i in range(150)]))])
+    others = np.array([f'b/{i}' for i in range(150)])
+    with pytest.raises(InputError, match='share no sample .toy.'): Comparison([run(y, x), run(y, x, others)])
     with pytest.raises(InputError, match='reference=5; expected 0 to 1'): Comparison([run(y, x), run(y, x)], 5)
     with pytest.raises(InputError, match='is not a run folder'): Comparison.of_runs(['nowhere', 'neither'])
 
@@ -142,7 +166,8 @@ def test_sixty_thousand_and_five_runs():
     y = rng.integers(0, 10, 60_000)
     x = (4 * np.eye(10)[y] + rng.normal(size=(60_000, 10))).astype('f4')
     start = time.perf_counter()
-    c = Comparison([run(np.where(rng.random(60_000) < .1, rng.integers(0, 10, 60_000), rng.permutation(10)[y]), x, seed=s, y=y) for s in range(5)])
+    def noisy(y): return np.where(rng.random(60_000) < .1, rng.integers(0, 10, 60_000), rng.permutation(10)[y])
+    c = Comparison([run(noisy(y), x, seed=s, y=y) for s in range(5)])
     c.table(), c.label_errors(), c.hard()
     took = time.perf_counter() - start
     print(f'{took:.1f} s')

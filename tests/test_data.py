@@ -1,5 +1,6 @@
 """Data sets: every format from tiny real files, downloads from a local server, and every way the input can be wrong."""
-import bz2, functools, gzip, hashlib, http.server, io, os, pickle, socket, struct, subprocess, sys, tarfile, threading, time, zipfile
+import bz2, functools, gzip, hashlib, http.server, io, os, pickle, socket, struct, subprocess, sys
+import tarfile, threading, time, zipfile
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,8 @@ def idx_files(n, prefix):
     x, y = pixels(n, 28, 28), (np.arange(n) % 10).astype(np.uint8)
     images = struct.pack('>4i', 2051, n, 28, 28) + x.tobytes()
     labels = struct.pack('>2i', 2049, n) + y.tobytes()
-    return x, y, {f'{prefix}-images-idx3-ubyte.gz': gzip.compress(images), f'{prefix}-labels-idx1-ubyte.gz': gzip.compress(labels)}
+    return x, y, {f'{prefix}-images-idx3-ubyte.gz': gzip.compress(images),
+                  f'{prefix}-labels-idx1-ubyte.gz': gzip.compress(labels)}
 
 
 @pytest.fixture
@@ -97,7 +99,8 @@ def mnist_site(serve, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize('name, source', [('mnist', datasets.MNIST), ('fashion_mnist', datasets.FashionMNIST), ('kmnist', datasets.KMNIST)])
+@pytest.mark.parametrize('name, source', [('mnist', datasets.MNIST), ('fashion_mnist', datasets.FashionMNIST),
+                                          ('kmnist', datasets.KMNIST)])
 def test_mnist_family(name, source, mnist_site, serve, tmp_path):
     x, y, xt, yt = mnist_site(source)
     root = tmp_path / 'data'
@@ -123,7 +126,7 @@ def test_mnist_damaged_files(mnist_site, serve, tmp_path):
     images.write_bytes(images.read_bytes()[:-100])
     assert 'delete it' in refused(str(images), 'mnist', root=tmp_path / 'data')
     images.unlink()
-    assert len(load('mnist', root=tmp_path / 'data')) == 20          # unpacked again from the archive that is still there
+    assert len(load('mnist', root=tmp_path / 'data')) == 20     # unpacked again from the archive, which is still there
     images.unlink()
     gz.write_bytes(gz.read_bytes()[:-100])
     assert 'md5' in refused(str(gz), 'mnist', root=tmp_path / 'data')
@@ -132,7 +135,8 @@ def test_mnist_damaged_files(mnist_site, serve, tmp_path):
 
 def usps_file(n):
     x, y = pixels(n, 256), np.arange(n) % 10
-    lines = [f'{label + 1} ' + ' '.join(f'{i + 1}:{v / 127.5 - 1:.6f}' for i, v in enumerate(row)) for label, row in zip(y, x)]
+    def line_of(row): return ' '.join(f'{i + 1}:{v / 127.5 - 1:.6f}' for i, v in enumerate(row))
+    lines = [f'{label + 1} {line_of(row)}' for label, row in zip(y, x)]
     return x, y, bz2.compress(('\n'.join(lines) + '\n').encode())
 
 
@@ -153,7 +157,8 @@ def test_svhn(monkeypatch, tmp_path):
     x, y = pixels(32, 32, 3, 7), np.array([[1], [10], [2], [3], [10], [9], [4]], np.uint8)
     savemat(tmp_path / 'train_32x32.mat', dict(X=x, y=y))
     data = (tmp_path / 'train_32x32.mat').read_bytes()
-    monkeypatch.setattr(datasets.SVHN, 'split_list', {'train': ['http://127.0.0.1:9/train_32x32.mat', 'train_32x32.mat', md5(data)]})
+    published = ['http://127.0.0.1:9/train_32x32.mat', 'train_32x32.mat', md5(data)]
+    monkeypatch.setattr(datasets.SVHN, 'split_list', {'train': published})
     svhn = load('svhn', root=tmp_path)
     assert svhn.labels.tolist() == [1, 0, 2, 3, 0, 9, 4] and svhn.shape == (3, 32, 32)
     assert np.array_equal(svhn.pixels[4].permute(1, 2, 0), x[..., 4])
@@ -170,10 +175,12 @@ def cifar_site(serve, monkeypatch, source, n=10):
     for file, _ in source.train_list + source.test_list:
         x[file] = pixels(n, 3072)
         labels = [int(i) for i in RNG.integers(0, 10, n)]
-        entry = dict(data=x[file], fine_labels=labels, coarse_labels=[i % 3 for i in labels]) if fine else dict(data=x[file], labels=labels)
+        entry = dict(data=x[file], labels=labels)
+        if fine: entry = dict(data=x[file], fine_labels=labels, coarse_labels=[i % 3 for i in labels])
         x[file, 'y'] = labels
         members[file] = pickle.dumps(entry)
-    members[source.meta['filename']] = pickle.dumps({meta_key: [f'class {i}' for i in range(10)], 'coarse_label_names': ['a', 'b', 'c']})
+    meta = {meta_key: [f'class {i}' for i in range(10)], 'coarse_label_names': ['a', 'b', 'c']}
+    members[source.meta['filename']] = pickle.dumps(meta)
     archive = tar_of({f'{source.base_folder}/{f}': d for f, d in members.items()})
     monkeypatch.setattr(source, 'url', serve({source.filename: archive}) + source.filename)
     monkeypatch.setattr(source, 'tgz_md5', md5(archive))
@@ -189,7 +196,8 @@ def test_cifar10(serve, monkeypatch, tmp_path):
     serve.stop()
     again = load('cifar10', root=tmp_path / 'data')
     assert first.fingerprint() == again.fingerprint() and len(again) == 50 and again.shape == (3, 32, 32)
-    assert np.array_equal(again.pixels[10:20].reshape(10, -1), x['data_batch_2']) and again.labels[10:20].tolist() == x['data_batch_2', 'y']
+    assert np.array_equal(again.pixels[10:20].reshape(10, -1), x['data_batch_2'])
+    assert again.labels[10:20].tolist() == x['data_batch_2', 'y']
     assert again.class_names[3] == 'class 3' and len(load('cifar10', 'all', root=tmp_path / 'data')) == 60
 
     batch = tmp_path / 'data/cifar-10-batches-py/data_batch_3'
@@ -197,7 +205,8 @@ def test_cifar10(serve, monkeypatch, tmp_path):
     batch.write_bytes(whole[:-1])
     assert 'md5' in refused(str(batch), 'cifar10', root=tmp_path / 'data')
     batch.unlink()
-    assert load('cifar10', root=tmp_path / 'data').fingerprint() == first.fingerprint()      # from the archive beside it
+    restored = load('cifar10', root=tmp_path / 'data')      # from the archive beside it
+    assert restored.fingerprint() == first.fingerprint()
     batch.unlink()
     packed = tmp_path / 'data/cifar-10-python.tar.gz'
     packed.write_bytes(archive[:-10])
@@ -216,9 +225,11 @@ def test_a_pickle_with_another_checksum_is_never_opened(serve, monkeypatch, tmp_
 
 def test_cifar100_fine_and_coarse(serve, monkeypatch, tmp_path):
     x, _ = cifar_site(serve, monkeypatch, datasets.CIFAR100)
-    fine, coarse = load('cifar100', 'test', root=tmp_path / 'data'), load('cifar100coarse', 'test', root=tmp_path / 'data')
+    root = tmp_path / 'data'
+    fine, coarse = load('cifar100', 'test', root=root), load('cifar100coarse', 'test', root=root)
     assert fine.labels.tolist() == x['test', 'y'] and coarse.labels.tolist() == [i % 3 for i in x['test', 'y']]
-    assert coarse.class_names == ['a', 'b', 'c'] and torch.equal(fine.pixels, coarse.pixels) and coarse.name == 'cifar100coarse'
+    assert coarse.class_names == ['a', 'b', 'c'] and coarse.name == 'cifar100coarse'
+    assert torch.equal(fine.pixels, coarse.pixels)
     assert len(serve.asked) == 1
 
 
@@ -227,21 +238,25 @@ def test_cifar100_fine_and_coarse(serve, monkeypatch, tmp_path):
 def test_stl10(serve, monkeypatch, tmp_path):
     source, n = datasets.STL10, dict(train=4, test=3, unlabeled=5)
     x = {s: pixels(k, 3, 96, 96) for s, k in n.items()}
-    members = {f'{s}_X.bin': v.transpose(0, 1, 3, 2).tobytes() for s, v in x.items()}       # the file is column by column
+    # the file is column by column
+    members = {f'{s}_X.bin': v.transpose(0, 1, 3, 2).tobytes() for s, v in x.items()}
     members |= {f'{s}_y.bin': (np.arange(n[s]) % 10 + 1).astype(np.uint8).tobytes() for s in ('train', 'test')}
     members['class_names.txt'] = '\n'.join(f'kind {i}' for i in range(10)).encode()
     archive = tar_of({f'stl10_binary/{f}': d for f, d in members.items()})
     monkeypatch.setattr(source, 'url', serve({source.filename: archive}) + source.filename)
     monkeypatch.setattr(source, 'tgz_md5', md5(archive))
-    for table in ('train_list', 'test_list'): monkeypatch.setattr(source, table, [[f, md5(members[f])] for f, _ in getattr(source, table)])
+    for table in ('train_list', 'test_list'):
+        monkeypatch.setattr(source, table, [[f, md5(members[f])] for f, _ in getattr(source, table)])
     root = tmp_path / 'data'
     train = load('stl10', root=root)
     serve.stop()
-    assert np.array_equal(train.pixels, x['train']) and train.labels.tolist() == [0, 1, 2, 3] and train.class_names[9] == 'kind 9'
+    assert np.array_equal(train.pixels, x['train']) and train.labels.tolist() == [0, 1, 2, 3]
+    assert train.class_names[9] == 'kind 9'
     assert np.array_equal(load('stl10', 'all', root=root).pixels, np.concatenate([x['train'], x['test']]))
     more = load('stl10', 'train+unlabeled', root=root)
     assert np.array_equal(more.pixels, np.concatenate([x['train'], x['unlabeled']])) and more.labels is None
-    with pytest.raises(InputError, match='accuracy needs labels, and stl10 unlabeled has none'): load('stl10', 'unlabeled', root=root).need_labels('accuracy')
+    with pytest.raises(InputError, match='accuracy needs labels, and stl10 unlabeled has none'):
+        load('stl10', 'unlabeled', root=root).need_labels('accuracy')
     # a damaged file stops only the splits that need it
     put(root / 'stl10_binary/unlabeled_X.bin', members['unlabeled_X.bin'][:-1])
     assert len(load('stl10', 'train', root=root)) == 4
@@ -261,7 +276,8 @@ def test_gtsrb(tmp_path):
     assert np.array_equal(train.pixels[0].permute(1, 2, 0), wide[:, 5:25]) and all(p.is_file() for p in train.paths)
     assert load('gtsrb', root=tmp_path).shape == (3, 32, 32)
     for i in range(2): save(base / f'GTSRB/Final_Test/Images/0000{i}.ppm', wide)
-    put(base / 'GT-final_test.csv', b'Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\n00000.ppm;30;20;1;1;9;9;16\n00001.ppm;30;20;1;1;9;9;1\n')
+    put(base / 'GT-final_test.csv', b'Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\n'
+                                    b'00000.ppm;30;20;1;1;9;9;16\n00001.ppm;30;20;1;1;9;9;1\n')
     assert load('gtsrb', 'test', root=tmp_path).labels.tolist() == [16, 1]
     assert len(load('gtsrb', 'all', root=tmp_path)) == 7
     put(base / 'GT-final_test.csv', b'Filename;Width\n00000.ppm;30\n')
@@ -269,10 +285,13 @@ def test_gtsrb(tmp_path):
 
 
 def tiny_zip():
-    x = {f'train/{w}/images/{w}_{i}.JPEG': encoded(pixels(64, 64, 3), 'jpeg') for w in ('n02', 'n01') for i in (0, 1, 10)}
-    x |= {f'val/images/val_{i}.JPEG': encoded(pixels(64, 64, 3), 'jpeg') for i in range(4)} | {'test/images/test_0.JPEG': encoded(pixels(64, 64), 'jpeg')}
+    def photo(): return encoded(pixels(64, 64, 3), 'jpeg')
+    x = {f'train/{w}/images/{w}_{i}.JPEG': photo() for w in ('n02', 'n01') for i in (0, 1, 10)}
+    x |= {f'val/images/val_{i}.JPEG': photo() for i in range(4)}
+    x |= {'test/images/test_0.JPEG': encoded(pixels(64, 64), 'jpeg')}
+    val = ''.join(f'val_{i}.JPEG\t{w}\t0\t0\t9\t9\n' for i, w in enumerate(['n01', 'n02', 'n01', 'n01']))
     texts = {'wnids.txt': 'n02\nn01\n', 'words.txt': 'n01\tcat, tabby\nn02\tdog, hound\nn03\tbird\n',
-             'val/val_annotations.txt': ''.join(f'val_{i}.JPEG\t{w}\t0\t0\t9\t9\n' for i, w in enumerate(['n01', 'n02', 'n01', 'n01'])),
+             'val/val_annotations.txt': val,
              'train/n01/n01_boxes.txt': ''}
     return {f'tiny-imagenet-200/{k}': v for k, v in (x | texts).items()}
 
@@ -286,7 +305,8 @@ def test_tiny_imagenet(serve, monkeypatch, tmp_path):
     train = load('tiny_imagenet', root=root)
     serve.stop()
     assert train.class_names == ['dog', 'cat'] and train.shape == (3, 64, 64)
-    assert list(train.ids[:3]) == [f'train/n01/images/n01_{i}.JPEG' for i in (0, 1, 10)] and train.labels.tolist() == [1, 1, 1, 0, 0, 0]
+    assert list(train.ids[:3]) == [f'train/n01/images/n01_{i}.JPEG' for i in (0, 1, 10)]
+    assert train.labels.tolist() == [1, 1, 1, 0, 0, 0]
     expected = np.asarray(Image.open(io.BytesIO(members['tiny-imagenet-200/' + train.ids[4]])))
     assert np.array_equal(train.pixels[4].permute(1, 2, 0), expected)
     val = load('tiny_imagenet', 'val', root=root, size=32)
@@ -299,7 +319,8 @@ def test_tiny_imagenet(serve, monkeypatch, tmp_path):
 
 def coil_members(folder, n_objects, channels):
     x = {(o, v): pixels(4, 4, *channels) for o in range(n_objects) for v in range(72)}
-    return x, {f'{folder}/obj{o + 1}__{v}.png': encoded(a, compress_level=1) for (o, v), a in x.items()} | {f'{folder}/readme.txt': b'text'}
+    files = {f'{folder}/obj{o + 1}__{v}.png': encoded(a, compress_level=1) for (o, v), a in x.items()}
+    return x, files | {f'{folder}/readme.txt': b'text'}
 
 
 def test_coil20(serve, monkeypatch, tmp_path):
@@ -348,10 +369,12 @@ def make_tree(root, shape=(8, 8, 3), per_class=4, classes=('cat', 'dog'), split=
 
 def test_folder_of_classes(tmp_path):
     x = make_tree(tmp_path, per_class=12)
-    put(tmp_path / 'cat/notes.txt', b'no image'), put(tmp_path / 'cat/.hidden.png', b'no image'), (tmp_path / 'empty').mkdir()
+    put(tmp_path / 'cat/notes.txt', b'no image'), put(tmp_path / 'cat/.hidden.png', b'no image')
+    (tmp_path / 'empty').mkdir()
     images = load('folder', root=tmp_path)
-    assert images.shape == (3, 8, 8) and images.class_names == ['cat', 'dog'] and len(images) == 24 and images.split == 'all'
-    assert list(images.ids[:4]) == ['cat/0.png', 'cat/1.png', 'cat/2.png', 'cat/3.png'] and images.ids[11] == 'cat/11.png'
+    assert images.shape == (3, 8, 8) and images.class_names == ['cat', 'dog']
+    assert len(images) == 24 and images.split == 'all'
+    assert list(images.ids[:4]) == [f'cat/{i}.png' for i in range(4)] and images.ids[11] == 'cat/11.png'
     for i in range(24): assert np.array_equal(images.pixels[i].permute(1, 2, 0), x[images.ids[i]])
     assert images.labels.tolist() == [0] * 12 + [1] * 12 and [p.is_file() for p in images.paths] == [True] * 24
     refused('known: train, all', 'folder', 'test', root=tmp_path)
@@ -363,7 +386,8 @@ def test_folder_with_splits_numbers_classes_once(tmp_path):
     train, test, both = (load('folder', s, root=tmp_path) for s in ('train', 'test', 'all'))
     assert train.class_names == test.class_names == ['cat', 'dog', 'eel']
     assert train.labels.unique().tolist() == [0, 1] and test.labels.unique().tolist() == [1, 2]
-    assert list(both.ids) == [*train.ids, *test.ids] and torch.equal(both.labels, torch.cat([train.labels, test.labels]))
+    assert list(both.ids) == [*train.ids, *test.ids]
+    assert torch.equal(both.labels, torch.cat([train.labels, test.labels]))
     refused('known: train, test, all', 'folder', 'val', root=tmp_path)
 
 
@@ -379,7 +403,8 @@ def test_flat_folder_has_no_labels(tmp_path):
     assert load('folder', root=tmp_path, channels=3).shape == (3, 6, 6)
     assert len(load('folder', root=tmp_path, limit=2)) == 2
     save(tmp_path / 'colour.png', pixels(6, 6, 3))
-    assert load('folder', root=tmp_path).shape == (3, 6, 6) and load('folder', root=tmp_path, channels=1).shape == (1, 6, 6)
+    assert load('folder', root=tmp_path).shape == (3, 6, 6)
+    assert load('folder', root=tmp_path, channels=1).shape == (1, 6, 6)
 
 
 def test_folder_of_different_sizes(tmp_path):
@@ -394,7 +419,9 @@ def test_folder_damaged_missing_and_empty(tmp_path):
     refused(str(tmp_path / 'nowhere'), 'folder', root=tmp_path / 'nowhere')
     refused(f'no images in {tmp_path}', 'folder', root=tmp_path)
     make_tree(tmp_path)
-    for name, data in [('a.png', encoded(pixels(8, 8, 3))[:150]), ('b.jpg', b'nothing'), ('c.jpg', encoded(pixels(8, 8, 3), 'jpeg')[:-60])]:
+    damaged = {'a.png': encoded(pixels(8, 8, 3))[:150], 'b.jpg': b'nothing',
+               'c.jpg': encoded(pixels(8, 8, 3), 'jpeg')[:-60]}
+    for name, data in damaged.items():
         put(tmp_path / 'cat' / name, data)
         refused(f'cannot read the image {tmp_path}/cat/{name}', 'folder', root=tmp_path)
         (tmp_path / 'cat' / name).unlink()
@@ -409,9 +436,13 @@ def test_imagenet_folder_streams(tmp_path):
     index = torch.tensor([6, 1])
     batch = images.take(index)
     assert batch.dtype == torch.uint8
-    for i, got in zip(index, batch): assert np.array_equal(got.permute(1, 2, 0), train[images.ids[i].removeprefix('train/')][5:25])
-    assert torch.equal(images.resident().take(index), batch) and torch.equal(images.subset(index).take(torch.arange(2)), batch)
-    assert load('imagenet_folder', root=tmp_path).shape == (3, 96, 96) and len(load('imagenet_folder', 'all', root=tmp_path)) == 12
+    for i, got in zip(index, batch):
+        want = train[images.ids[i].removeprefix('train/')][5:25]
+        assert np.array_equal(got.permute(1, 2, 0), want)
+    assert torch.equal(images.resident().take(index), batch)
+    assert torch.equal(images.subset(index).take(torch.arange(2)), batch)
+    assert load('imagenet_folder', root=tmp_path).shape == (3, 96, 96)
+    assert len(load('imagenet_folder', 'all', root=tmp_path)) == 12
     half = load('imagenet_folder', root=tmp_path, limit=4)
     assert half.streams and half.labels.tolist() == [0, 0, 1, 1]
     before = images.fingerprint()
@@ -426,8 +457,10 @@ def test_imagenet_folder_streams(tmp_path):
 
 def test_npz_layouts(tmp_path):
     x = pixels(6, 5, 7, 3)
-    for name, a, expected in [('nhwc', x, x.transpose(0, 3, 1, 2)), ('nchw', x.transpose(0, 3, 1, 2), x.transpose(0, 3, 1, 2)), ('nhw', x[..., 0], x[:, None, ..., 0]),
-                              ('float', x / 255, x.transpose(0, 3, 1, 2)), ('int', x.astype(np.int64), x.transpose(0, 3, 1, 2)), ('nhw1', x[..., :1], x[:, None, ..., 0])]:
+    first = x.transpose(0, 3, 1, 2)
+    layouts = dict(nhwc=(x, first), nchw=(first, first), nhw=(x[..., 0], x[:, None, ..., 0]),
+                   float=(x / 255, first), int=(x.astype(np.int64), first), nhw1=(x[..., :1], x[:, None, ..., 0]))
+    for name, (a, expected) in layouts.items():
         np.savez(tmp_path / f'{name}.npz', x=a)
         images = load('npz', root=tmp_path / f'{name}.npz')
         assert images.pixels.dtype == torch.uint8 and np.array_equal(images.pixels, expected), name
@@ -439,10 +472,12 @@ def test_npz_layouts(tmp_path):
 
 
 def test_npz_splits_share_class_numbers(tmp_path):
-    np.savez(tmp_path / 'a.npz', x_train=pixels(4, 5, 5), y_train=np.array([3, 1, 1, 3]), x_test=pixels(3, 5, 5), y_test=np.array([[1], [7], [3]]))
+    np.savez(tmp_path / 'a.npz', x_train=pixels(4, 5, 5), y_train=np.array([3, 1, 1, 3]),
+             x_test=pixels(3, 5, 5), y_test=np.array([[1], [7], [3]]))
     train, test, both = (load('npz', s, root=tmp_path) for s in ('train', 'test', 'all'))
     assert train.class_names == test.class_names == ['1', '3', '7']
-    assert train.labels.tolist() == [1, 0, 0, 1] and test.labels.tolist() == [0, 2, 1] and both.labels.tolist() == [1, 0, 0, 1, 0, 2, 1]
+    assert train.labels.tolist() == [1, 0, 0, 1] and test.labels.tolist() == [0, 2, 1]
+    assert both.labels.tolist() == [1, 0, 0, 1, 0, 2, 1]
     refused('known: train, test, all', 'npz', 'val', root=tmp_path)
 
 
@@ -488,7 +523,8 @@ def test_npz_files(tmp_path):
 def test_digits():
     from sklearn.datasets import load_digits
     d, digits = load_digits(), load('digits')
-    assert np.array_equal(digits.pixels[:, 0], np.floor(d.images * 255 / 16 + .5)) and digits.labels.tolist() == d.target.tolist()
+    assert np.array_equal(digits.pixels[:, 0], np.floor(d.images * 255 / 16 + .5))
+    assert digits.labels.tolist() == d.target.tolist()
     assert digits.fingerprint() == load('digits', 'all').fingerprint() and digits.ids[7] == 'all/7'
     refused('known: train, all', 'digits', 'test')
 
@@ -502,7 +538,8 @@ def test_spiral_lies_on_its_arms():
     clean, _ = double_spiral(200_000, 0., generator(1))
     assert abs((noisy - clean).std() - .3) < .005
     a, b, c = load('spiral', n=64), load('spiral', n=64), load('spiral', n=64, seed=1)
-    assert torch.equal(a.pixels, b.pixels) and not torch.equal(a.pixels, c.pixels) and not torch.equal(a.pixels, load('spiral', 'test', n=64).pixels)
+    assert torch.equal(a.pixels, b.pixels) and not torch.equal(a.pixels, c.pixels)
+    assert not torch.equal(a.pixels, load('spiral', 'test', n=64).pixels)
     assert load('spiral', n=64, noise='0.0').pixels.dtype == torch.float32
 
 
@@ -512,16 +549,20 @@ def test_spiral_lies_on_its_arms():
 def offline(monkeypatch):
     "Every published address points to a port where nothing listens."
     monkeypatch.setattr(datasets.MNIST, 'mirrors', ['http://127.0.0.1:9/'])
-    for source in (datasets.CIFAR10, datasets.CIFAR100, datasets.STL10): monkeypatch.setattr(source, 'url', f'http://127.0.0.1:9/{source.filename}')
+    for source in (datasets.CIFAR10, datasets.CIFAR100, datasets.STL10):
+        monkeypatch.setattr(source, 'url', f'http://127.0.0.1:9/{source.filename}')
     for source in (datasets.USPS, datasets.SVHN):
-        monkeypatch.setattr(source, 'split_list', {k: [f'http://127.0.0.1:9/{f}', f, m] for k, (_, f, m) in source.split_list.items()})
+        splits = {k: [f'http://127.0.0.1:9/{f}', f, m] for k, (_, f, m) in source.split_list.items()}
+        monkeypatch.setattr(source, 'split_list', splits)
     monkeypatch.setattr(readers, 'TINY_IMAGENET', 'http://127.0.0.1:9/tiny-imagenet-200.zip')
     monkeypatch.setattr(readers, 'GTSRB', 'http://127.0.0.1:9/')
     for c in readers.COIL.values(): monkeypatch.setitem(c, 'url', 'http://127.0.0.1:9/' + c['url'].rsplit('/', 1)[1])
 
 
-WHERE = dict(mnist='MNIST/raw/train-images-idx3-ubyte.gz', usps='usps.bz2', svhn='train_32x32.mat', cifar10='cifar-10-python.tar.gz',
-             cifar100='cifar-100-python.tar.gz', cifar100coarse='cifar-100-python.tar.gz', stl10='stl10_binary.tar.gz', gtsrb='gtsrb/GTSRB-Training_fixed.zip',
+WHERE = dict(mnist='MNIST/raw/train-images-idx3-ubyte.gz', usps='usps.bz2', svhn='train_32x32.mat',
+             cifar10='cifar-10-python.tar.gz',
+             cifar100='cifar-100-python.tar.gz', cifar100coarse='cifar-100-python.tar.gz',
+             stl10='stl10_binary.tar.gz', gtsrb='gtsrb/GTSRB-Training_fixed.zip',
              tiny_imagenet='tiny-imagenet-200.zip', coil20='coil-20-proc.zip', coil100='coil-100.zip')
 
 
@@ -555,15 +596,19 @@ def raw_server(reply, wait=0.):
     return f'http://127.0.0.1:{s.getsockname()[1]}/cifar.tar.gz'
 
 
+# fewer bytes than it announces
+TOO_LITTLE = b'HTTP/1.0 200 OK\r\nContent-Length: 5000\r\n\r\n' + bytes(2000)
+
+
 def test_broken_connection_leaves_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.CIFAR10, 'url', raw_server(b'HTTP/1.0 200 OK\r\nContent-Length: 5000\r\n\r\n' + bytes(2000)))
+    monkeypatch.setattr(datasets.CIFAR10, 'url', raw_server(TOO_LITTLE))
     refused('2000', 'cifar10', root=tmp_path / 'data')
     assert tree(tmp_path / 'data') == []
 
 
 def test_silent_server_is_given_up(monkeypatch, tmp_path):
     monkeypatch.setattr(archives, 'TIMEOUT', .3)
-    monkeypatch.setattr(datasets.CIFAR10, 'url', raw_server(b'HTTP/1.0 200 OK\r\nContent-Length: 5000\r\n\r\n' + bytes(2000), wait=3))
+    monkeypatch.setattr(datasets.CIFAR10, 'url', raw_server(TOO_LITTLE, wait=3))
     start = time.perf_counter()
     refused('timed out', 'cifar10', root=tmp_path / 'data')
     assert time.perf_counter() - start < 2
@@ -590,15 +635,19 @@ def test_interrupted_unpacking_leaves_only_the_archive(where, serve, monkeypatch
     ids=['zip up', 'zip absolute', 'tar up', 'tar up later'])
 def test_members_that_leave_the_folder(name, data, tmp_path):
     path = put(tmp_path / 'in' / name, data)
-    with pytest.raises(InputError, match='leads out of its folder'): archives.unpack(archives.Archive((), path, None, tmp_path / 'in'))
+    with pytest.raises(InputError, match='leads out of its folder'):
+        archives.unpack(archives.Archive((), path, None, tmp_path / 'in'))
     assert tree(tmp_path) == [f'in/{name}']
 
 
-@pytest.mark.parametrize('name, data', [('a.zip', zip_of({'a': bytes(9999)})), ('a.tar.gz', tar_of({'a': os.urandom(9999)})), ('a.gz', gzip.compress(os.urandom(9999)))],
+@pytest.mark.parametrize('name, data', [('a.zip', zip_of({'a': bytes(9999)})),
+                                        ('a.tar.gz', tar_of({'a': os.urandom(9999)})),
+                                        ('a.gz', gzip.compress(os.urandom(9999)))],
                          ids=['zip', 'tar', 'gz'])
 def test_truncated_archives(name, data, tmp_path):
     path = put(tmp_path / name, data[:len(data) // 2])
-    with pytest.raises(InputError, match=f'{name} is damaged or incomplete'): archives.unpack(archives.Archive((), path, None, tmp_path))
+    with pytest.raises(InputError, match=f'{name} is damaged or incomplete'):
+        archives.unpack(archives.Archive((), path, None, tmp_path))
     assert tree(tmp_path) == [name]
 
 
@@ -621,9 +670,11 @@ def test_unwritable_root(offline, tmp_path):
 # --------------------------------------------------------------------------- names and options
 
 def test_every_set_is_described():
-    assert set(names()) == set(WHERE) | {'digits', 'spiral', 'fashion_mnist', 'kmnist', 'folder', 'imagenet_folder', 'npz'}
+    others = {'digits', 'spiral', 'fashion_mnist', 'kmnist', 'folder', 'imagenet_folder', 'npz'}
+    assert set(names()) == set(WHERE) | others
     rows = {r['name']: r for r in describe()}
-    assert rows['stl10']['splits'] == 'train, test, unlabeled, train+unlabeled, all' and rows['coil100']['options'] == 'size=64, grey=True'
+    assert rows['stl10']['splits'] == 'train, test, unlabeled, train+unlabeled, all'
+    assert rows['coil100']['options'] == 'size=64, grey=True'
 
 
 @pytest.mark.parametrize('match, kwargs', [
@@ -648,7 +699,8 @@ def test_bad_requests(match, kwargs): refused(match, **kwargs)
 
 def some(n=101, classes=7, name='some'):
     labels = torch.from_numpy(RNG.integers(0, classes, n))
-    return Images(torch.from_numpy(pixels(n, 1, 3, 3)), labels, [str(i) for i in range(classes)], [f'train/{i}' for i in range(n)], name, 'train')
+    x, class_names = torch.from_numpy(pixels(n, 1, 3, 3)), [str(i) for i in range(classes)]
+    return Images(x, labels, class_names, [f'train/{i}' for i in range(n)], name, 'train')
 
 
 @pytest.mark.parametrize('n', [1, 3, 7, 50, 100, 101])
@@ -658,12 +710,14 @@ def test_limit_keeps_proportions_and_order(n):
     share = full.labels.bincount(minlength=7) * n / 101
     assert len(part) == n and (part.labels.bincount(minlength=7) - share).abs().max() < 1
     where = [int(i.split('/')[1]) for i in part.ids]
-    assert where == sorted(set(where)) and torch.equal(part.pixels, full.pixels[where]) and torch.equal(part.labels, full.labels[where])
+    assert where == sorted(set(where))
+    assert torch.equal(part.pixels, full.pixels[where]) and torch.equal(part.labels, full.labels[where])
 
 
 def test_limit_draws_without_favour():
     full = some(40, 2)
-    drawn = sum(torch.isin(torch.arange(40), torch.tensor([int(i[6:]) for i in full.limit(10, seed=s).ids])).float() for s in range(400)) / 400
+    def kept(seed): return torch.tensor([int(i[6:]) for i in full.limit(10, seed=seed).ids])
+    drawn = sum(torch.isin(torch.arange(40), kept(s)).float() for s in range(400)) / 400
     assert drawn.min() > .15 and drawn.max() < .36           # 0.25 +- 5 standard deviations
     full.labels = None
     assert list(full.limit(10, seed=1).ids) == list(full.limit(10, seed=1).ids) != list(full.limit(10, seed=2).ids)
@@ -675,29 +729,33 @@ def test_take_subset_and_masks():
     assert torch.equal(full.take(index), full.pixels[[4, 4, 0]])
     assert list(full.subset(np.array([4, 4, 0])).ids) == ['train/4', 'train/4', 'train/0']
     assert torch.equal(full.subset(full.labels == 1).labels, full.labels[full.labels == 1])
-    assert repr(full) == 'Images(some train: 20 of 1 x 3 x 3, uint8 on cpu, 7 classes)' and full.to('cpu').fingerprint() == full.fingerprint()
+    assert repr(full) == 'Images(some train: 20 of 1 x 3 x 3, uint8 on cpu, 7 classes)'
+    assert full.to('cpu').fingerprint() == full.fingerprint()
 
 
 def test_lengths_must_agree():
-    with pytest.raises(InputError, match='3 labels for 4 images'): Images(torch.zeros(4, 1, 2, 2), [0, 1, 2], [], list('abcd'), 'x', 'train')
-    with pytest.raises(InputError, match='2 ids for 4 images'): Images(torch.zeros(4, 1, 2, 2), None, [], list('ab'), 'x', 'train')
-    with pytest.raises(InputError, match='differ in shape'): join([some(4), Images(torch.zeros(4, 1, 2, 2), None, [], list('abcd'), 'x', 'test')])
+    x, four = torch.zeros(4, 1, 2, 2), list('abcd')
+    with pytest.raises(InputError, match='3 labels for 4 images'): Images(x, [0, 1, 2], [], four, 'x', 'train')
+    with pytest.raises(InputError, match='2 ids for 4 images'): Images(x, None, [], list('ab'), 'x', 'train')
+    with pytest.raises(InputError, match='differ in shape'): join([some(4), Images(x, None, [], four, 'x', 'test')])
 
 
 def test_fingerprint_sees_every_part():
     base = some(12)
-    def changed(**kw): return Images(**{**{f: getattr(base, f) for f in ('pixels', 'labels', 'class_names', 'ids', 'name', 'split')}, **kw}).fingerprint()
+    parts = {f: getattr(base, f) for f in ('pixels', 'labels', 'class_names', 'ids', 'name', 'split')}
+    def changed(**kw): return Images(**{**parts, **kw}).fingerprint()
     flipped, labels = base.pixels.clone(), base.labels.clone()
     flipped[11, 0, 2, 2] ^= 1
     labels[5] = (labels[5] + 1) % 7
-    prints = [changed(), changed(name='x'), changed(split='test'), changed(labels=None), changed(labels=labels), changed(pixels=flipped),
-              changed(pixels=base.pixels.view(12, 1, 9, 1))]
+    prints = [changed(), changed(name='x'), changed(split='test'), changed(labels=None), changed(labels=labels),
+              changed(pixels=flipped), changed(pixels=base.pixels.view(12, 1, 9, 1))]
     assert len(set(prints)) == 7 and changed() == base.fingerprint()
 
 
 def test_fingerprint_is_the_same_in_another_process():
     code = "from nmc_workbench.data import load; print(load('digits', limit=300).fingerprint())"
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env={**os.environ, 'PYTHONHASHSEED': '7'})
+    env = {**os.environ, 'PYTHONHASHSEED': '7'}
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=env)
     assert out.stdout.strip() == load('digits', limit=300).fingerprint()
 
 

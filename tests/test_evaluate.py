@@ -1,4 +1,5 @@
-"""Evaluation protocols against the original's arrays, plain re-computations and scikit-learn; features of a run; what a run is evaluated on."""
+"""Protocols against the original's arrays, plain re-computations and scikit-learn; features of a run; what it is
+evaluated on."""
 import json
 import os
 import re
@@ -18,11 +19,13 @@ from nmc_workbench import metrics
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.core.seeds import generator, seed_of
 from nmc_workbench.data import load
-from nmc_workbench.evaluation.protocols import EvaluateConfig, PROTOCOLS, cluster_scores, evaluate, kmeans_accuracy, linear_probe, linear_svm, protocol_names, results_table
+from nmc_workbench.evaluation.protocols import (EvaluateConfig, PROTOCOLS, cluster_scores, evaluate, kmeans_accuracy,
+                                                linear_probe, linear_svm, protocol_names, results_table)
 from nmc_workbench.evaluation.features import extract, halves, train_and_test
 from nmc_workbench.methods.base import open_run, registered
 from nmc_workbench.methods import NMCE
-from nmc_workbench.metrics import knn_accuracy, knn_predict, nearest_subspace_accuracy, nearest_subspace_predict, topk_accuracy
+from nmc_workbench.metrics import (knn_accuracy, knn_predict, nearest_subspace_accuracy, nearest_subspace_predict,
+                                   topk_accuracy)
 from nmc_workbench.core.seeds import initialised
 from nmc_workbench.nets.heads import KINDS
 
@@ -65,7 +68,8 @@ def test_knn_one_by_one(normalise, temperature):
     y, names = np.array([7, -3, 20, 4])[y], [-3, 4, 7, 20]
     got = knn_predict(x, y, tx, 10, normalise, temperature)
     for row, guess in zip(tx, got):
-        rows, point = (x / np.linalg.norm(x, axis=1, keepdims=True), row / np.linalg.norm(row)) if normalise else (x, row)
+        rows, point = x, row
+        if normalise: rows, point = x / np.linalg.norm(x, axis=1, keepdims=True), row / np.linalg.norm(row)
         s = rows @ point
         near = np.argsort(-s)[:10]
         weight = np.ones(10) if temperature is None else np.exp((s[near] - s.max()) / temperature)
@@ -85,7 +89,8 @@ def test_knn_ties_chunks_and_types():
     assert knn_accuracy(x.astype('f4'), y, tx.astype('f4'), ty) == pytest.approx(knn_accuracy(x, y, tx, ty), abs=.002)
     # large temperatures count votes, small ones take the nearest; neither overflows
     assert (knn_predict(x, y, tx, temperature=1e6) == whole).mean() > .9
-    assert (knn_predict(1e3 * x, y, 1e3 * tx, temperature=1e-3, normalise=False) == knn_predict(x, y, tx, k=1, normalise=False)).all()
+    sharp = knn_predict(1e3 * x, y, 1e3 * tx, temperature=1e-3, normalise=False)
+    assert (sharp == knn_predict(x, y, tx, k=1, normalise=False)).all()
 
 
 def test_knn_does_not_see_scale_or_rotation():
@@ -103,7 +108,8 @@ def test_nearest_subspace_golden(n, form):
     g = golden()
     sets = g['train_x'], g['train_y'], g['test_x']
     assert (nearest_subspace_predict(*sets, int(n), form) == g[f'nearsub{n}_{form}_pred']).all()
-    assert nearest_subspace_accuracy(*sets, g['test_y'], int(n), form) == pytest.approx(g[f'nearsub{n}_{form}_acc'].item(), abs=1e-12)
+    found, wanted = nearest_subspace_accuracy(*sets, g['test_y'], int(n), form), g[f'nearsub{n}_{form}_acc'].item()
+    assert found == pytest.approx(wanted, abs=1e-12)
 
 
 @pytest.mark.parametrize('n, d', [(200, 10), (80, 40)])      # classes with more samples than features, and with fewer
@@ -119,7 +125,8 @@ def test_nearest_subspace_by_singular_vectors(n, d, n_components):
     assert (nearest_subspace_predict(x, y, tx, n_components) == np.argmin(affine, 0)).all()
     assert (nearest_subspace_predict(x, y, tx, n_components, 'svd') == np.argmin(linear, 0)).all()
     # rounding of float32 may tip a sample that is equally far from two
-    assert (nearest_subspace_predict(x.astype('f4'), y, tx.astype('f4'), n_components) == np.argmin(affine, 0)).mean() > .97
+    rounded = nearest_subspace_predict(x.astype('f4'), y, tx.astype('f4'), n_components)
+    assert (rounded == np.argmin(affine, 0)).mean() > .97
 
 
 def test_nearest_subspace_where_components_are_missing():
@@ -164,9 +171,12 @@ def test_linear_probe_is_plain_sgd():
             speed = momentum * speed + p.T @ ones(x[b]) / batch + decay * w
             w -= lr * speed
         accuracies.append(((ones(tx) @ w.T).argmax(1) == ty).mean())
-    found = linear_probe(x, y, tx, ty, epochs=epochs, batch_size=batch, lr=lr, momentum=momentum, weight_decay=decay, seed=3)
-    assert found['acc'] == pytest.approx(accuracies[-1], abs=1e-9) and found['best'] == pytest.approx(max(accuracies), abs=1e-9)
-    assert found['train_acc'] == pytest.approx(((ones(x) @ w.T).argmax(1) == y).mean(), abs=1e-9) and 'top5' not in found
+    options = dict(epochs=epochs, batch_size=batch, lr=lr, momentum=momentum, weight_decay=decay)
+    found = linear_probe(x, y, tx, ty, **options, seed=3)
+    assert found['acc'] == pytest.approx(accuracies[-1], abs=1e-9)
+    assert found['best'] == pytest.approx(max(accuracies), abs=1e-9)
+    assert found['train_acc'] == pytest.approx(((ones(x) @ w.T).argmax(1) == y).mean(), abs=1e-9)
+    assert 'top5' not in found
 
 
 def test_linear_probe_counts_every_sample_once():
@@ -188,7 +198,9 @@ def test_linear_probe_counts_every_sample_once():
 
 def test_topk():
     g = golden()
-    for k, want in zip((1, 5), g['topk_acc']): assert 100 * topk_accuracy(g['topk_logits'], g['topk_target'], k) == pytest.approx(want, abs=1e-5)      # upstream's percent is float32
+    for k, want in zip((1, 5), g['topk_acc']):
+        found = 100 * topk_accuracy(g['topk_logits'], g['topk_target'], k)
+        assert found == pytest.approx(want, abs=1e-5)           # upstream's percent is float32
     assert topk_accuracy(g['topk_logits'], g['topk_target'], g['topk_logits'].shape[1]) == 1
 
 
@@ -200,7 +212,8 @@ def test_clusters():
     assert kmeans_accuracy(x, y) == kmeans_accuracy(x, y, 4) == 1 > kmeans_accuracy(x, y, 3)
     labels = np.where(np.random.default_rng(0).random(400) < .3, 0, y)
     s = cluster_scores(y, labels)
-    assert s['greedy'] == metrics.greedy_accuracy(y, labels) and {k: v for k, v in s.items() if k != 'greedy'} == metrics.scores(y, labels)
+    assert s['greedy'] == metrics.greedy_accuracy(y, labels)
+    assert {k: v for k, v in s.items() if k != 'greedy'} == metrics.scores(y, labels)
     g = golden()
     k = len(np.unique(g['kmeans_labels']))
     # the starts hang on scikit-learn's version: only about as good
@@ -216,14 +229,18 @@ def test_evaluate():
     found = evaluate(x, y, tx, ty, **options)
     assert list(found) == list(PROTOCOLS) and json.dumps(found)
     assert found['knn']['acc'] == knn_accuracy(x, y, tx, ty, 5)
-    assert found['nearest_subspace']['acc'] == nearest_subspace_accuracy(x, y, tx, ty, 3, 'svd') and found['nearest_subspace']['pca_acc'] == nearest_subspace_accuracy(x, y, tx, ty, 3)
-    assert found['linear_probe']['acc'] == linear_probe(x, y, tx, ty, 10)['acc'] and found['svm']['acc'] == linear_svm(x, y, tx, ty)['acc']
+    assert found['nearest_subspace']['acc'] == nearest_subspace_accuracy(x, y, tx, ty, 3, 'svd')
+    assert found['nearest_subspace']['pca_acc'] == nearest_subspace_accuracy(x, y, tx, ty, 3)
+    assert found['linear_probe']['acc'] == linear_probe(x, y, tx, ty, 10)['acc']
+    assert found['svm']['acc'] == linear_svm(x, y, tx, ty)['acc']
     assert found['kmeans']['acc'] == kmeans_accuracy(x, y)
-    for name, r in found.items(): assert r['scored_on'] == ('training' if name in ('kmeans', 'ensc') else 'test') and r['seconds'] >= 0
+    for name, r in found.items():
+        assert r['scored_on'] == ('training' if name in ('kmeans', 'ensc') else 'test') and r['seconds'] >= 0
     again = evaluate(x, y, tx, ty, **options)
     for name in found: assert {**found[name], 'seconds': 0} == {**again[name], 'seconds': 0}
     rows = results_table(found)
-    assert [r['protocol'] for r in rows] == [p[0] for p in PROTOCOLS.values()] and rows[1]['also'] == 'k=5' and rows[4]['NMI'] == found['kmeans']['nmi']
+    assert [r['protocol'] for r in rows] == [p[0] for p in PROTOCOLS.values()] and rows[1]['also'] == 'k=5'
+    assert rows[4]['NMI'] == found['kmeans']['nmi']
 
 
 def test_evaluate_some_and_whole():
@@ -238,18 +255,37 @@ def test_evaluate_some_and_whole():
 def test_evaluate_refuses_before_it_starts(monkeypatch):
     (x, y), (tx, ty) = blobs(60), blobs(20, seed=1)
     monkeypatch.setitem(PROTOCOLS, 'svm', ('linear SVM', lambda *a: pytest.fail('a protocol ran')))
-    for bad, message in [(dict(n_components=8), 'n_components=8 with 8 features'), (dict(n_components=7, train=20), r'n_components=7 > \d training samples of class'), (dict(n_clusters=61), 'n_clusters=61, n_samples=60'),
-                         (dict(protocols=['svm', 'nothing']), 'unknown protocol'), (dict(device='cuda:9'), 'device'), (dict(gamma=1), 'gamma=1'), (dict(tau=0), 'tau=0'), (dict(k=0), 'k=0')]:
+    cases = [
+        (dict(n_components=8), 'n_components=8 with 8 features'),
+        (dict(n_components=7, train=20), r'n_components=7 > \d training samples of class'),
+        (dict(n_clusters=61), 'n_clusters=61, n_samples=60'),
+        (dict(protocols=['svm', 'nothing']), 'unknown protocol'),
+        (dict(device='cuda:9'), 'device'),
+        (dict(gamma=1), 'gamma=1'),
+        (dict(tau=0), 'tau=0'),
+        (dict(k=0), 'k=0')]
+    for bad, message in cases:
         n = bad.pop('train', 60)
-        with pytest.raises(InputError, match=message) as e: evaluate(x[:n], y[:n], tx, ty, **{'device': 'cpu', 'n_components': 3, **bad})
+        with pytest.raises(InputError, match=message) as e:
+            evaluate(x[:n], y[:n], tx, ty, **{'device': 'cpu', 'n_components': 3, **bad})
         assert '\n' not in str(e.value)
 
 
 X, Y = blobs(20, 3, 2)
-BAD = [(lambda: knn_accuracy(X, Y, X, Y, k=0), 'k=0'), (lambda: knn_accuracy(X, Y, X, Y, temperature=0), 'temperature=0'), (lambda: knn_accuracy(X, Y, X[:, :2], Y), 'test_x has 2 features, train_x 3'),
-       (lambda: knn_accuracy(X, Y[:9], X, Y), 'train_y 9 entries'), (lambda: knn_accuracy(X * np.nan, Y, X, Y), 'train_x holds values that are not finite'), (lambda: nearest_subspace_accuracy(X, Y, X, Y, 2, 'ica'), "unknown form of nearest subspace 'ica'"),
-       (lambda: nearest_subspace_accuracy(X[:5], [0, 0, 0, 0, 1], X, Y, 2), 'n_components=2 > 1 training samples of class 1'), (lambda: linear_svm(X, Y * 0, X, Y), 'at least 2 classes'), (lambda: linear_probe(X, Y, X, Y[:3]), 'test_y 3 entries'),
-       (lambda: topk_accuracy(X, Y, 4), 'k=4 with 3 classes'), (lambda: protocol_names(' , '), 'names none'), (lambda: kmeans_accuracy(X, Y, 21), 'n_clusters=21 > n_samples=20')]
+BAD = [
+    (lambda: knn_accuracy(X, Y, X, Y, k=0), 'k=0'),
+    (lambda: knn_accuracy(X, Y, X, Y, temperature=0), 'temperature=0'),
+    (lambda: knn_accuracy(X, Y, X[:, :2], Y), 'test_x has 2 features, train_x 3'),
+    (lambda: knn_accuracy(X, Y[:9], X, Y), 'train_y 9 entries'),
+    (lambda: knn_accuracy(X * np.nan, Y, X, Y), 'train_x holds values that are not finite'),
+    (lambda: nearest_subspace_accuracy(X, Y, X, Y, 2, 'ica'), "unknown form of nearest subspace 'ica'"),
+    (lambda: nearest_subspace_accuracy(X[:5], [0, 0, 0, 0, 1], X, Y, 2),
+     'n_components=2 > 1 training samples of class 1'),
+    (lambda: linear_svm(X, Y * 0, X, Y), 'at least 2 classes'),
+    (lambda: linear_probe(X, Y, X, Y[:3]), 'test_y 3 entries'),
+    (lambda: topk_accuracy(X, Y, 4), 'k=4 with 3 classes'),
+    (lambda: protocol_names(' , '), 'names none'),
+    (lambda: kmeans_accuracy(X, Y, 21), 'n_clusters=21 > n_samples=20')]
 
 
 @pytest.mark.parametrize('call, message', BAD)
@@ -265,7 +301,8 @@ def test_bad_input_is_one_line(call, message):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs') / 'digits'
     images = load('digits', limit=120)
-    model = NMCE(dataset='digits', limit=120, epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1, batch_size=60, hidden_dim=32, z_dim=12, device='cpu', run_dir=str(folder)).fit(images)
+    quick = dict(epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1, batch_size=60, hidden_dim=32, z_dim=12)
+    model = NMCE(dataset='digits', limit=120, **quick, device='cpu', run_dir=str(folder)).fit(images)
     return SimpleNamespace(folder=folder, model=model, images=images)
 
 
@@ -274,8 +311,9 @@ def test_extract_is_what_the_method_gives(run):
     np.testing.assert_allclose(z, run.model.embedding_, atol=1e-6)
     assert (logits.argmax(1) == run.model.labels_).all()
     assert extract(run.folder, run.images).tolist() == z.tolist()
-    widths = {k: extract(run.model, run.images, k).shape for k in KINDS}
-    assert widths == dict(pool=(120, 64), pre_feature=(120, 32), projection=(120, 12), subspace=(120, 12), cluster=(120, 10))
+    shapes = {k: extract(run.model, run.images, k).shape for k in KINDS}
+    widths = dict(pool=64, pre_feature=32, projection=12, subspace=12, cluster=10)
+    assert shapes == {k: (120, width) for k, width in widths.items()}
     np.testing.assert_allclose(extract(run.model, run.images, batch_size=17), z, atol=1e-6)
     assert z.dtype == np.float32 and not run.model.network_.training
 
@@ -284,11 +322,13 @@ def test_extract_is_what_the_method_gives(run):
 def test_extract_averages_views(run, kind):
     z = extract(run.model, run.images, kind, n_augmented=3, seed=5)
     augment, net = run.model._augment(run.model.config_), run.model.network_
-    with torch.no_grad(): views = [net.features(augment(run.images.pixels, generator(5, 'features', i)), kind) for i in range(3)]
+    with torch.no_grad():
+        views = [net.features(augment(run.images.pixels, generator(5, 'features', i)), kind) for i in range(3)]
     mean = torch.stack(views).mean(0)
     if kind in ('projection', 'subspace'): mean = mean / mean.norm(dim=1, keepdim=True)
     np.testing.assert_allclose(z, mean.numpy(), atol=2e-6)
-    assert (z == extract(run.model, run.images, kind, n_augmented=3, seed=5)).all() and (z != extract(run.model, run.images, kind, n_augmented=3, seed=6)).any()
+    assert (z == extract(run.model, run.images, kind, n_augmented=3, seed=5)).all()
+    assert (z != extract(run.model, run.images, kind, n_augmented=3, seed=6)).any()
 
 
 def test_extract_plain_and_random(run):
@@ -297,7 +337,9 @@ def test_extract_plain_and_random(run):
     one = extract(run.model, run.images, seed=1, random=True)
     assert (one != plain).any() and (one == extract(run.model, run.images, n_augmented=1, seed=1, random=True)).all()
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
-    far = lambda n: np.linalg.norm(extract(run.model, run.images, n_augmented=n, seed=1, random=True) - extract(run.model, run.images, n_augmented=n, seed=2, random=True))
+    def far(n):
+        a, b = (extract(run.model, run.images, n_augmented=n, seed=s, random=True) for s in (1, 2))
+        return np.linalg.norm(a - b)
     assert far(16) < .5 * far(1)
 
 
@@ -312,8 +354,14 @@ def test_extract_of_arrays_and_files(run, tmp_path):
 
 
 def test_extract_refuses(run, tmp_path):
-    for bad, message in [(dict(kind='pixels'), 'unknown kind of feature'), (dict(n_augmented=-1), 'n_augmented=-1'), (dict(batch_size=0), 'batch_size=0'), (dict(images=np.zeros((3, 9, 9), np.uint8)), r'shape \(1, 9, 9\)'),
-                         (dict(model=NMCE()), 'not fitted'), (dict(model=tmp_path), 'not a run folder')]:
+    cases = [
+        (dict(kind='pixels'), 'unknown kind of feature'),
+        (dict(n_augmented=-1), 'n_augmented=-1'),
+        (dict(batch_size=0), 'batch_size=0'),
+        (dict(images=np.zeros((3, 9, 9), np.uint8)), r'shape \(1, 9, 9\)'),
+        (dict(model=NMCE()), 'not fitted'),
+        (dict(model=tmp_path), 'not a run folder')]
+    for bad, message in cases:
         with pytest.raises(InputError, match=message) as e: extract(**{'model': run.model, 'images': run.images, **bad})
         assert '\n' not in str(e.value)
 
@@ -322,7 +370,11 @@ def test_open_run(run, tmp_path):
     assert registered()['NMCE'] is NMCE and all(hasattr(m, 'load') for m in registered().values())
     assert isinstance(open_run(run.folder, 'cpu'), NMCE)
     config = json.loads((run.folder / 'config.json').read_text())
-    for name, content, message in [('other', {**config, 'method': 'SOM'}, "unknown method 'SOM'"), ('none', {'dataset': 'digits'}, 'names no method'), ('unfinished', config, 'not finished')]:
+    cases = [
+        ('other', {**config, 'method': 'SOM'}, "unknown method 'SOM'"),
+        ('none', {'dataset': 'digits'}, 'names no method'),
+        ('unfinished', config, 'not finished')]
+    for name, content, message in cases:
         folder = tmp_path / name
         folder.mkdir()
         (folder / 'config.json').write_text(json.dumps(content))
@@ -335,7 +387,9 @@ def test_open_run(run, tmp_path):
 # ---- what a run is evaluated on
 
 
-def config(**values): return SimpleNamespace(**{**dict(dataset='digits', data_dir='data', split='train', limit=None, size=None), **values})
+def config(**values):
+    defaults = dict(dataset='digits', data_dir='data', split='train', limit=None, size=None)
+    return SimpleNamespace(**{**defaults, **values})
 
 
 def test_halves():
@@ -358,12 +412,14 @@ def arrays(path, **splits):
 
 def test_train_and_test(tmp_path):
     train, test, what = train_and_test(config(limit=200), seed=1)
-    assert len(train) == len(test) == 100 and train.split == test.split and 'no labelled test split beside train' in what
+    assert len(train) == len(test) == 100 and train.split == test.split
+    assert 'no labelled test split beside train' in what
     assert sorted([*train.ids, *test.ids]) == sorted(load('digits', limit=200).ids)          # what the run saw, no more
     assert len(train_and_test(config(), limit=90)[0]) == 45
     both = config(dataset='npz', data_dir=arrays(tmp_path / 'a.npz', train=(60, True), test=(30, True)))
     train, test, what = train_and_test(both)
-    assert (len(train), len(test), train.split, test.split) == (60, 30, 'train', 'test') and what == '60 images of train, 30 of test'
+    assert (len(train), len(test), train.split, test.split) == (60, 30, 'train', 'test')
+    assert what == '60 images of train, 30 of test'
     train, test, _ = train_and_test(both, limit=40)
     assert (len(train), len(test)) == (40, 30)
     both.split = 'all'
@@ -393,4 +449,5 @@ def test_parameters_cell_is_the_config():
     assert len(tagged) == 1
     hints, comments = typing.get_type_hints(EvaluateConfig), docments(EvaluateConfig)
     def kind(t): return next(k for k in (*typing.get_args(t), t) if k is not type(None)).__name__
-    assert tagged[0].splitlines() == [f'{f.name}: {kind(hints[f.name])} = {f.default!r}  # {comments[f.name]}' for f in fields(EvaluateConfig)]
+    def line(f): return f'{f.name}: {kind(hints[f.name])} = {f.default!r}  # {comments[f.name]}'
+    assert tagged[0].splitlines() == [line(f) for f in fields(EvaluateConfig)]

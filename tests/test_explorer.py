@@ -10,29 +10,32 @@ import pytest
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.core.files import write_array, write_json
 from nmc_workbench.explore.explorer import COLOURS, Explorer
-from nmc_workbench.runs.index import run_choices
-from nmc_workbench.explore.explorer_figures import called
+from nmc_workbench.explore.explorer_figures import cluster_label
 from nmc_workbench.explore.gallery_order import ORDERS
 from nmc_workbench.explore.umap_process import MapJob
 from nmc_workbench.cluster import centre_distances, confidence
 from nmc_workbench.runs.finished import FinishedRun
+from nmc_workbench.runs.index import run_choices
 
 HOSTILE = '<script>alert("x")</script> & \'quotes\' 😀' + 'x' * 250
 
 
 def made(folder, n=120, with_images=True, seed=0):
-    "The folder of a run of three groups; with images those of the digits."
+    "Make the folder of a run with three groups, with the images of the digits or without images."
     from nmc_workbench.data import load
     digits = load('digits', limit=n)
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, n)
     x = rng.normal(size=(n, 4)).astype('f4') + 4 * np.eye(4)[labels].astype('f4')
     labels[:5] = -1
-    data = dict(dataset='digits', limit=n, data=digits.fingerprint()) if with_images else dict(dataset='digits', data='other')
-    write_json(folder / 'config.json', dict(method='NMCE', seed=seed) | data)
+    config = dict(method='NMCE', seed=seed, dataset='digits')
+    config |= dict(limit=n, data=digits.fingerprint()) if with_images else dict(data='other')
+    write_json(folder / 'config.json', config)
     write_json(folder / 'results.json', dict(acc=.5))
-    for name, a in dict(embeddings=x, predictions=labels, ids=digits.ids, true_labels=digits.labels.numpy()).items(): write_array(folder / f'{name}.npy', a)
-    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(dict(stage='s', epoch=e, step=e, loss=1. / (e + 1), lr=.1)) + '\n' for e in range(3)))
+    arrays = dict(embeddings=x, predictions=labels, ids=digits.ids, true_labels=digits.labels.numpy())
+    for name, a in arrays.items(): write_array(folder / f'{name}.npy', a)
+    rows = [dict(stage='s', epoch=e, step=e, loss=1. / (e + 1), lr=.1) for e in range(3)]
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     return folder
 
 
@@ -46,17 +49,20 @@ def explorer(tmp_path):
 def test_every_view_follows_one_selection(explorer):
     e = explorer
     e.map.calls['lasso'](np.array([9, 3, 4]))
-    assert e.selection.tolist() == e.run.ids[[3, 4, 9]].tolist() and e.map.selected.tolist() == [3, 4, 9] and sorted(e.tiles.shown) == [3, 4, 9]
+    assert e.selection.tolist() == e.run.ids[[3, 4, 9]].tolist()
+    assert e.map.selected.tolist() == [3, 4, 9] and sorted(e.tiles.shown) == [3, 4, 9]
     e.tiles.heard(dict(click=4), [])                    # a tile takes its sample out
     assert e.selected.tolist() == [3, 9] == sorted(e.tiles.shown) and '2 of 120' in e.about.value
     e.bars._on_click[0]('size', e.clusters.index(1))
-    assert (e.labels[e.selected] == 1).all() and len(e.selected) == (e.labels == 1).sum() and e.cluster_list.value == (1,)
+    assert (e.labels[e.selected] == 1).all() and len(e.selected) == (e.labels == 1).sum()
+    assert e.cluster_list.value == (1,)
     e.bars._on_click[0]('size', e.clusters.index(2))   # a second bar adds to the first
     assert e.chosen == [1, 2] and not e.buttons['Merge'].disabled
     row, column = 0, 1
     e.matrix._on_click[0]('cells', [row, column])
     k, c = e._rows[row], e._columns[column]
-    assert e.selected.tolist() == np.flatnonzero((e.labels == k) & (e.run.class_labels == c)).tolist() and e.matrix.figure.layout.shapes[0].x0 == column - .5
+    assert e.selected.tolist() == np.flatnonzero((e.labels == k) & (e.run.class_labels == c)).tolist()
+    assert e.matrix.figure.layout.shapes[0].x0 == column - .5
     e.map.calls['click'](-1)
     e.tiles.heard(dict(heading=1), [])                  # a cluster's line in the gallery
     assert e.chosen == [e.clusters[1]] and (e.labels[e.selected] == e.clusters[1]).all()
@@ -69,7 +75,8 @@ def test_selection_by_ids(explorer):
     assert explorer.selected.tolist() == [2, 7]
     explorer.selection = explorer.run.ids[8]
     assert explorer.selected.tolist() == [8]
-    with pytest.raises(InputError, match='1 of 2 ids are not in this run, such as .nobody.; expected ids such as'): explorer.selection = [explorer.run.ids[0], 'nobody']
+    with pytest.raises(InputError, match='1 of 2 ids are not in this run, such as .nobody.; expected ids such as'):
+        explorer.selection = [explorer.run.ids[0], 'nobody']
     assert explorer.selected.tolist() == [8]
 
 
@@ -121,16 +128,19 @@ def test_editing_from_the_buttons(explorer):
 
 
 def test_what_cannot_be_done_is_said(explorer):
-    explorer._merge_without = [explorer.choose([0]), explorer._try(explorer._merge)]
+    explorer.choose([0])
+    explorer.buttons['Merge'].click()
     assert 'color:#b00020' in explorer.message.value
     with pytest.raises(InputError, match='unknown cluster 77'): explorer.choose([77])
 
 
 def test_saved_edits_come_back(explorer, tmp_path):
-    explorer.edit('merge', [0, 1]), explorer.edit('rename', 0, 'both')
+    explorer.edit('merge', [0, 1])
+    explorer.edit('rename', 0, 'both')
     explorer.buttons['Save'].click()
     again = Explorer(tmp_path / 'run', map_method='pca')
-    assert (again.labels == explorer.labels).all() and again.curation.names == {0: 'both'} and 'replayed' in again.message.value
+    assert (again.labels == explorer.labels).all() and again.curation.names == {0: 'both'}
+    assert 'replayed 2 edits' in again.message.value
     (tmp_path / 'run/curation.json').write_text('{"edits": [')
     damaged = Explorer(tmp_path / 'run', map_method='pca')
     assert (damaged.labels == damaged.run.labels).all() and 'color:#b00020' in damaged.message.value
@@ -138,11 +148,12 @@ def test_saved_edits_come_back(explorer, tmp_path):
 
 
 def test_exports(explorer, tmp_path):
-    explorer.buttons['Export CSV'].click(), explorer.buttons['Export folders'].click()
+    explorer.buttons['Export CSV'].click()
+    explorer.buttons['Export folders'].click()
     assert len((tmp_path / 'run/labels.csv').read_text().splitlines()) == 121
     assert len(list((tmp_path / 'run/clusters').rglob('*.png'))) == 120
     explorer.buttons['Export folders'].click()
-    assert 'color:#b00020' in explorer.message.value      # what is there is not written over
+    assert 'color:#b00020' in explorer.message.value      # it does not overwrite what is there
 
 
 def test_another_run(tmp_path):
@@ -176,9 +187,10 @@ def test_umap_is_made_beside_and_kept(tmp_path):
     e = Explorer(made(tmp_path / 'run'))
     assert e.map_menu.value == 'PCA' and e.bar.layout.display == ''
     e._job.wait(120)
-    assert e.map_menu.value == 'UMAP' and (e.where == np.load(tmp_path / 'run/map2d.npy')).all() and e.bar.layout.display == 'none'
+    kept = np.load(tmp_path / 'run/map2d.npy')
+    assert e.map_menu.value == 'UMAP' and (e.where == kept).all() and e.bar.layout.display == 'none'
     e.map_menu.value = 'PCA'
-    assert not np.allclose(e.where, np.load(tmp_path / 'run/map2d.npy'))
+    assert not np.allclose(e.where, kept)
     assert FinishedRun.open(tmp_path / 'run').kept_map()[1] == 'map2d.npy'
 
 
@@ -196,18 +208,26 @@ def test_confidence_against_a_plain_loop():
 
 
 def test_names_are_text():
-    assert called(3, {3: '<b>"x"</b>'}) == '3 &lt;b&gt;&quot;x&quot;&lt;/b&gt;' and len(called(3, {3: 'y' * 300})) == 30 and called(-1, {}) == 'noise'
+    assert cluster_label(3, {3: '<b>"x"</b>'}) == '3 &lt;b&gt;&quot;x&quot;&lt;/b&gt;'
+    assert len(cluster_label(3, {3: 'y' * 300})) == 30 and cluster_label(-1, {}) == 'noise'
+
+
+START = '''import time
+from nmc_workbench.explore.umap_process import MapJob
+job = MapJob({folder!r}, print, print)
+print(job._process.pid, flush=True)
+time.sleep(60)'''
 
 
 @pytest.mark.slow
 def test_a_map_that_is_stopped_leaves_nothing(tmp_path):
-    "Stopped, or left by the kernel that wanted it."
+    "It is stopped, or the kernel that wanted it dies."
     run = made(tmp_path / 'run')
     job = MapJob(run, lambda share: None, lambda found: pytest.fail('it was stopped'))
     job.stop()
     job.wait(30)
     assert not (run / 'map2d.npy').exists()
-    code = f'import time; from nmc_workbench.explore.umap_process import MapJob; job = MapJob({str(run)!r}, print, print); print(job._process.pid, flush=True); time.sleep(60)'
+    code = START.format(folder=str(run))
     parent = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
     parent.kill()
@@ -218,6 +238,6 @@ def test_a_map_that_is_stopped_leaves_nothing(tmp_path):
 
 
 def alive(pid):
-    "Whether a process runs; one that has ended and that nobody has asked for counts as ended."
+    "Whether a process runs; a zombie, which has ended, does not."
     try: return open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[0] != 'Z'
     except OSError: return False

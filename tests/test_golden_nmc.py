@@ -48,7 +48,8 @@ def test_labels_at_each_percentile(case):
         tau = float(case[f'tau_{suffix}'])
         np.testing.assert_allclose(tree.tau_of(p), tau, rtol=1e-12)
         assert tree.n_clusters(tau) == case[f'n_clusters_{suffix}']
-        for labels in (tree.labels(percentile=p), tree.labels(tau=tau)): assert renamed(labels, case[f'labels_{suffix}'])
+        for labels in (tree.labels(percentile=p), tree.labels(tau=tau)):
+            assert renamed(labels, case[f'labels_{suffix}'])
 
 
 def test_graph(case):

@@ -42,7 +42,8 @@ def close(got, want, dtype, loss=True):
     got = got.detach().double().numpy() if isinstance(got, torch.Tensor) else np.asarray(got)
     assert got.shape == want.shape
     # the floor is the rounding of terms of order 1 that cancel, as R - Rc does for a single cluster
-    np.testing.assert_allclose(got, want, rtol=rtol, atol=max(rtol * np.abs(want).max(), 1e-14 if dtype == torch.float64 else 1e-6))
+    least = 1e-14 if dtype == torch.float64 else 1e-6
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=max(rtol * np.abs(want).max(), least))
 
 
 def variants(c, key):
@@ -104,7 +105,8 @@ def test_gumbel_softmax(name, prefix):
     c = case(name, prefix)
     for s, dtype in variants(c, 'out'):
         logits = leaf(c['logits'], dtype)
-        out = losses.gumbel_softmax(logits, c['tau'].item(), torch.tensor(c['u'], dtype=dtype), straight_through=bool(c['straight_through']))
+        uniform, straight = torch.tensor(c['u'], dtype=dtype), bool(c['straight_through'])
+        out = losses.gumbel_softmax(logits, c['tau'].item(), uniform, straight_through=straight)
         (out * torch.tensor(c['R'], dtype=dtype)).sum().backward()
         close(out, c['out' + s], dtype)
         close(logits.grad, c['grad_logits' + s], dtype, loss=False)
@@ -170,7 +172,8 @@ def test_objectives(name):
 
 def test_marginal_entropy():
     c = load('objectives')
-    assert losses.marginal_entropy(torch.tensor(c['marginal_H_logits'])).item() == pytest.approx(c['marginal_H'].item(), rel=1e-6)
+    entropy = losses.marginal_entropy(torch.tensor(c['marginal_H_logits'])).item()
+    assert entropy == pytest.approx(c['marginal_H'].item(), rel=1e-6)
 
 
 LARS_NAMES = ('w', 'b', 'conv', 'zero_w', 'zero_g', 'nograd')
@@ -180,8 +183,8 @@ LARS_NAMES = ('w', 'b', 'conv', 'zero_w', 'zero_g', 'nograd')
 def test_lars(name, prefix):
     f, c = load(name), case(name, prefix)
     params = {k: torch.nn.Parameter(torch.tensor(f[f'p0_{k}'])) for k in LARS_NAMES}
-    opt = optim.Lars(params.values(), lr=1., momentum=c['momentum'].item(), weight_decay=c['wd'].item(), trust=c['eta'].item(),
-                     clip=bool(c['clip']), exclude_1d=bool(c['exclude']))
+    settings = dict(momentum=c['momentum'].item(), weight_decay=c['wd'].item(), trust=c['eta'].item())
+    opt = optim.Lars(params.values(), lr=1., **settings, clip=bool(c['clip']), exclude_1d=bool(c['exclude']))
     for t, lr in enumerate(f['lrs'][int(prefix[1:])]):
         opt.param_groups[0]['lr'] = float(lr)
         for k in LARS_NAMES:
@@ -191,7 +194,9 @@ def test_lars(name, prefix):
             np.testing.assert_allclose(p.detach().numpy(), c[f'p_{k}'][t], rtol=1e-12, atol=1e-14)
             if p.grad is not None: assert np.array_equal(p.grad.numpy(), f[f'g_{k}'][t])
     for k, p in params.items():
-        if f'buf_{k}' in c: np.testing.assert_allclose(opt.state[p]['momentum_buffer'].numpy(), c[f'buf_{k}'], rtol=1e-12, atol=1e-14)
+        if f'buf_{k}' not in c: continue
+        buffer = opt.state[p]['momentum_buffer'].numpy()
+        np.testing.assert_allclose(buffer, c[f'buf_{k}'], rtol=1e-12, atol=1e-14)
 
 
 def test_schedules():
@@ -202,7 +207,8 @@ def test_schedules():
         args = c[f'{k}_args'].tolist()
         if k.startswith('gamma'):
             total, warmup, low, high = args
-            close([optim.gamma_ramp(e, int(total), int(warmup), low, high) for e in range(len(c[k]))], c[k], torch.float64)
+            ramp = [optim.gamma_ramp(e, int(total), int(warmup), low, high) for e in range(len(c[k]))]
+            close(ramp, c[k], torch.float64)
         else:
             base, epochs, warmup = args[0], int(args[1]), int(args[2])
             close([optim.warmup_cosine(e, epochs, base, warmup) for e in range(epochs)], c[k], torch.float64)
@@ -220,7 +226,8 @@ def test_cluster_metrics(name, prefix):
     # the original's greedy match stops after n_classes + 1 clusters, ours never
     limit = int(c['n_classes']) + 1
     greedy = metrics.greedy_accuracy(y, pred)
-    if min(len(np.unique(pred)), len(np.unique(y))) <= limit: assert greedy == pytest.approx(c['match_acc'].item(), abs=1e-12)
+    if min(len(np.unique(pred)), len(np.unique(y))) <= limit:
+        assert greedy == pytest.approx(c['match_acc'].item(), abs=1e-12)
     else: assert greedy >= c['match_acc'].item()
 
 

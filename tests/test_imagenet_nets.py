@@ -1,6 +1,7 @@
-"""AlexNet and the residual nets of 50 layers: keys, shapes and outputs of the original code's, initial weights, refusals.
+"""AlexNet and the residual nets of 50 layers: keys, shapes and outputs of the original code, initial weights, refusals.
 
-The recorded outputs belong to weights that a hash of their positions gives. The folder can be replaced with NMC_GOLDEN_SELA."""
+The recorded outputs belong to weights that a hash of their positions gives.
+NMC_GOLDEN_SELA names another folder of recorded outputs."""
 import os
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from nmc_workbench.nets.heads import HeadsNet, check_input
 from nmc_workbench.runs.checkpoints import load_state
 
 GOLDEN = Path(os.environ.get('NMC_GOLDEN_SELA', Path(__file__).parent / 'golden' / 'sela'))
-KINDS = dict(alexnet_big="alexnet(width='big')", alexnet_small="alexnet(width='small')", resnetv1='resnetv1', resnetv2='resnetv2')
+KINDS = dict(alexnet_big="alexnet(width='big')", alexnet_small="alexnet(width='small')",
+             resnetv1='resnetv1', resnetv2='resnetv2')
 
 
 def hashed(n, j, seed):
@@ -44,7 +46,9 @@ def value(key, shape, s):
 def filled(state, seed):
     "The state with every tensor but the counters replaced."
     kept, out = [k for k in state if not k.endswith('num_batches_tracked')], dict(state)
-    for j, k in enumerate(kept): out[k] = torch.from_numpy(value(k, state[k].shape, hashed(state[k].numel(), j, seed))).view(state[k].shape)
+    for j, k in enumerate(kept):
+        shape = state[k].shape
+        out[k] = torch.from_numpy(value(k, shape, hashed(state[k].numel(), j, seed))).view(shape)
     return out
 
 
@@ -86,8 +90,11 @@ def test_keys_shapes_and_outputs_of_the_original(arch, x, name):
         np.testing.assert_allclose(reference(x).numpy(), arch['resnetv1_head0'], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize('kind, dim, parameters', [("alexnet(width='big')", 4096, 58_284_096), ("alexnet(width='small')", 4096, 57_006_144), ('resnetv1', 2048, 23_508_032),
-                                                   ('resnetv1(depth=18)', 512, 11_176_512), ('resnetv2', 2048, 23_496_256)])
+@pytest.mark.parametrize('kind, dim, parameters', [("alexnet(width='big')", 4096, 58_284_096),
+                                                   ("alexnet(width='small')", 4096, 57_006_144),
+                                                   ('resnetv1', 2048, 23_508_032),
+                                                   ('resnetv1(depth=18)', 512, 11_176_512),
+                                                   ('resnetv2', 2048, 23_496_256)])
 def test_by_name(kind, dim, parameters):
     with torch.device('meta'): net, feature_dim = backbone(kind)
     assert (feature_dim, net.feature_dim, sum(p.numel() for p in net.parameters())) == (dim, dim, parameters)
@@ -95,7 +102,8 @@ def test_by_name(kind, dim, parameters):
 
 def test_a_wider_v2():
     with torch.device('meta'): net, dim = backbone('resnetv2', expansion=2)
-    assert dim == net.feature_dim == 4096 and net.features[0].out_channels == 128 and net.features[2][0].conv2.out_channels == 128
+    assert dim == net.feature_dim == 4096
+    assert net.features[0].out_channels == 128 and net.features[2][0].conv2.out_channels == 128
 
 
 def test_initial_weights():
@@ -109,13 +117,16 @@ def test_initial_weights():
     head.apply(initialise)
     assert head.weight.std().item() == pytest.approx(.01, rel=.03) and not head.bias.any()
     net = initialised(lambda: ResNetV1(channels=2, depth=18), 0)
-    for conv in (net.features[0], net.features[5][0].conv1): assert conv.weight.std().item() == pytest.approx((2 / (conv.kernel_size[0] ** 2 * conv.out_channels)) ** .5, rel=.03)
+    for conv in (net.features[0], net.features[5][0].conv1):
+        want = (2 / (conv.kernel_size[0] ** 2 * conv.out_channels)) ** .5
+        assert conv.weight.std().item() == pytest.approx(want, rel=.03)
     assert net.features[0].in_channels == 2
 
 
 def test_any_side_for_the_residual_nets_and_larger_ones_for_alexnet():
     with torch.no_grad():
-        for net in (ResNetV1(depth=18), ResNetV2()): assert net.eval()(torch.rand(1, 3, 64, 96)).shape == (1, net.feature_dim)
+        for net in (ResNetV1(depth=18), ResNetV2()):
+            assert net.eval()(torch.rand(1, 3, 64, 96)).shape == (1, net.feature_dim)
         net = initialised(lambda: AlexNet(channels=1, width='small'), 0).eval()
         x = torch.rand(1, 1, 223, 260)
         assert net(x).shape == (1, 4096)
@@ -130,7 +141,7 @@ BAD = [
     (lambda: ResNetV1(depth=34), 'unknown depth of resnetv1 34; known: 18, 50'),
     (lambda: ResNetV2(expansion=0), 'expansion=0; expected a whole number from 1'),
     (lambda: backbone('resnetv2(expansion=1.5)'), 'expansion=1.5; expected a whole number'),
-    (lambda: check_input(AlexNet(), (8, 3, 32, 32)), '32 x 32 pixels; alexnet takes 223 a side and more'),
+    (lambda: check_input(AlexNet(), (8, 3, 32, 32)), '32 x 32 pixels; alexnet takes 223 per side or more'),
     (lambda: check_input(AlexNet(), (8, 1, 224, 224)), '1 channels; the net takes 3'),
 ]
 

@@ -12,15 +12,21 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'nmc_workbench'
-FILES = {'.'.join(p.relative_to(PACKAGE).with_suffix('').parts).removesuffix('.__init__'): p for p in sorted(PACKAGE.rglob('*.py'))
+
+
+def name_of(path): return '.'.join(path.relative_to(PACKAGE).with_suffix('').parts).removesuffix('.__init__')
+
+
+FILES = {name_of(p): p for p in sorted(PACKAGE.rglob('*.py'))
          if p.name != '_modidx.py' and p != PACKAGE / '__init__.py'}
 MODULES = [f'nmc_workbench.{n}' for n in FILES]
 
 # What a machine that only trains does not have, or has and should not wait for.
-LATE = ('plotly', 'matplotlib', 'pandas', 'faiss', 'umap', 'IPython', 'ipywidgets', 'anywidget', 'tensorboard', 'torch.utils.tensorboard', 'papermill', 'nbdev', 'fastcore', 'gudhi', 'dask', 'ipykernel', 'jupyter_core')
+LATE = ('plotly', 'matplotlib', 'pandas', 'faiss', 'umap', 'IPython', 'ipywidgets', 'anywidget', 'tensorboard',
+        'torch.utils.tensorboard', 'papermill', 'nbdev', 'fastcore', 'gudhi', 'dask', 'ipykernel', 'jupyter_core')
 
-# Each module in a process of its own that has seen nothing of the package: a fork of one that has loaded what every module may. Newer versions of scikit-learn load
-# pandas where it is installed; what these libraries load counts for none of the modules.
+# Each module in its own process that has not loaded anything of the package: a fork of one that has loaded what every
+# module may. Newer versions of scikit-learn load pandas if it is installed; what these libraries load is not counted.
 NURSERY = """
 import importlib, json, os, sys, traceback
 import numpy, scipy, sklearn.base, sklearn.cluster, sklearn.metrics, torch, torchvision, tqdm.auto, PIL.Image
@@ -44,7 +50,9 @@ for name in modules:
 
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
-    done = subprocess.run([sys.executable, '-c', NURSERY, json.dumps([LATE, MODULES])], capture_output=True, text=True, cwd=tmp_path_factory.mktemp('elsewhere'), timeout=120)
+    command = [sys.executable, '-c', NURSERY, json.dumps([LATE, MODULES])]
+    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    done = subprocess.run(command, capture_output=True, text=True, cwd=elsewhere, timeout=120)
     assert done.returncode == 0, done.stderr[-1000:]
     return {a['name']: a for a in map(json.loads, done.stdout.splitlines())}
 
@@ -87,14 +95,16 @@ def test_public_names_have_a_line_of_documentation(name):
 
 def test_the_names_that_others_import():
     "These stay where they are."
-    names = dict(data='load names', augment='preset Augment', losses='coding_rate coding_rate_reduction view_similarity gumbel_softmax nt_xent', optim='Lars', metrics='accuracy nmi ari ami purity', methods='NMCE')
+    names = dict(data='load names', augment='preset Augment', optim='Lars', metrics='accuracy nmi ari ami purity',
+                 losses='coding_rate coding_rate_reduction view_similarity gumbel_softmax nt_xent', methods='NMCE')
     for module, wanted in names.items():
         module = importlib.import_module(f'nmc_workbench.{module}')
         for n in wanted.split(): assert hasattr(module, n), f'{module.__name__}.{n}'
 
 
 def test_the_package_itself_loads_nothing():
-    code = "import sys, nmc_workbench; print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'sklearn', 'numpy', 'nmc_workbench')), nmc_workbench.__version__)"
+    code = ("import sys, nmc_workbench; early = ('torch', 'sklearn', 'numpy', 'nmc_workbench'); "
+            "print(sorted(m for m in sys.modules if m.split('.')[0] in early), nmc_workbench.__version__)")
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=os.sep).stdout
     assert out.startswith("['nmc_workbench'] ") and re.fullmatch(r'\d+\.\d+\.\d+', out.split()[-1])
 

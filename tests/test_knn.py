@@ -33,13 +33,16 @@ def test_golden(case):
     data = [case[k] for k in ('train_x', 'train_y', 'test_x')]
     n_components = 128 if case['use_pca'] else None
     for i, (k, t) in enumerate(product(case['K'].reshape(-1).tolist(), case['sigma'].reshape(-1).tolist())):
-        np.testing.assert_allclose(knn_votes(*data, k, t, n_components=n_components), case[f'{which}_probs'][i], rtol=1e-10)
-        np.testing.assert_array_equal(knn_predict(*data, k, temperature=t, n_components=n_components), case[f'{which}_pred'][i])
-        score = lambda top: knn_accuracy(*data, case['test_y'], k, temperature=t, n_components=n_components, top=top)
+        options = dict(temperature=t, n_components=n_components)
+        np.testing.assert_allclose(knn_votes(*data, k, **options), case[f'{which}_probs'][i], rtol=1e-10)
+        np.testing.assert_array_equal(knn_predict(*data, k, **options), case[f'{which}_pred'][i])
+        score = lambda top: knn_accuracy(*data, case['test_y'], k, **options, top=top)
         # to half a sample: the original gives percent or shares
-        assert any(abs(score(1) * f - case[f'{which}_top1'].reshape(-1)[i]) < f / 2 / len(case['test_y']) for f in (1, 100))
+        top1, n = case[f'{which}_top1'].reshape(-1)[i], len(case['test_y'])
+        assert any(abs(score(1) * f - top1) < f / 2 / n for f in (1, 100))
         # fewer neighbours than five: the original lets classes without a vote fill up the five
-        if (case[f'{which}_probs'][i] > 0).sum(1).min() >= 5: assert score(5) * len(case['test_y']) == pytest.approx(case[f'{which}_top5_hits'][i])
+        if (case[f'{which}_probs'][i] > 0).sum(1).min() >= 5:
+            assert score(5) * n == pytest.approx(case[f'{which}_top5_hits'][i])
         assert score(5) >= score(1)
 
 
@@ -53,7 +56,7 @@ def data(n=90, m=40, d=6, seed=0):
 @pytest.mark.parametrize('temperature', [None, .2, 3.])
 def test_votes_are_sums_over_the_neighbours(normalise, temperature):
     x, y, tx, _ = data()
-    a, b = ((x / np.linalg.norm(x, axis=1)[:, None], tx / np.linalg.norm(tx, axis=1)[:, None]) if normalise else (x, tx))
+    a, b = (r / np.linalg.norm(r, axis=1)[:, None] if normalise else r for r in (x, tx))
     for row, votes in zip(b @ a.T, knn_votes(x, y, tx, 7, temperature, normalise)):
         near = np.argsort(-row)[:7]
         weight = np.ones(7) if temperature is None else np.exp(row[near] / temperature)
@@ -73,17 +76,19 @@ def test_classes_that_are_not_known_are_not_found():
     x, y, tx, ty = data()
     assert knn_accuracy(x, y, tx, np.full(len(tx), 99), 9, top=4) == 0
     ranks = np.argsort(-knn_votes(x, y, tx, 20, .1), axis=1)
-    assert knn_accuracy(x, y, tx, ty, 20, temperature=.1, top=2) == (np.unique(y)[ranks[:, :2]] == ty[:, None]).any(1).mean()
+    hits = (np.unique(y)[ranks[:, :2]] == ty[:, None]).any(1)
+    assert knn_accuracy(x, y, tx, ty, 20, temperature=.1, top=2) == hits.mean()
 
 
 def test_components():
     x, y, tx, _ = data()
     pca = PCA(3).fit(x)
-    np.testing.assert_allclose(knn_votes(x, y, tx, 5, .3, n_components=3), knn_votes(pca.transform(x), y, pca.transform(tx), 5, .3), rtol=1e-9)
+    found = knn_votes(x, y, tx, 5, .3, n_components=3)
+    np.testing.assert_allclose(found, knn_votes(pca.transform(x), y, pca.transform(tx), 5, .3), rtol=1e-9)
     full = (x - x.mean(0), y, tx - x.mean(0))                       # all components: a rotation about the mean
     np.testing.assert_allclose(knn_votes(x, y, tx, 5, .3, n_components=6), knn_votes(*full, 5, .3), rtol=1e-9)
     order = np.random.default_rng(1).permutation(len(x))
-    np.testing.assert_allclose(knn_votes(x[order], y[order], tx, 5, .3, n_components=3), knn_votes(x, y, tx, 5, .3, n_components=3), rtol=1e-9)
+    np.testing.assert_allclose(knn_votes(x[order], y[order], tx, 5, .3, n_components=3), found, rtol=1e-9)
 
 
 def test_a_randomised_solver_gives_the_same_twice():
@@ -101,8 +106,11 @@ def test_float32_does_not_overflow():
 
 
 @pytest.mark.parametrize('bad, message', [
-    (dict(k=0), 'k=0.*at least 1'), (dict(temperature=0.), 'temperature above 0'), (dict(n_components=0), 'n_components=0.*expected 1 to 6'),
-    (dict(n_components=7), '90 training samples of 6 features')])
+    (dict(k=0), 'k=0.*at least 1'),
+    (dict(temperature=0.), 'temperature above 0'),
+    (dict(n_components=0), 'n_components=0.*expected 1 to 6'),
+    (dict(n_components=7), '90 training samples of 6 features'),
+])
 def test_bad_input(bad, message):
     x, y, tx, _ = data()
     with pytest.raises(InputError, match=message) as e: knn_votes(x, y, tx, **bad)

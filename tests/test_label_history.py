@@ -1,4 +1,4 @@
-"Which sample was in which cluster at every epoch: the file, what follows from it, what the methods record, and the lab."
+"The label history: the file, what follows from it, what the methods record, and the lab that replays it."
 import errno
 import itertools
 import shutil
@@ -7,16 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench.runs import folder as runs
+from nmc_workbench.core import files
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.data import load
 from nmc_workbench.runs.label_history import LabelHistory, LabelHistoryLog, StepLabels, read_label_history
 from nmc_workbench.methods import NMC, NMCE, SeLa
 from nmc_workbench.runs.checkpoints import load_checkpoint
+from nmc_workbench.training.callbacks import Callback
 from tests.ranks import member, together
 from tests.toys import HOSTILE, png
 
-QUICK = dict(dataset='digits', limit=200, epochs=3, cluster_epochs=5, finetune_epochs=4, n_init=3, batch_size=60, hidden_dim=32, checkpoint_every=2, device='cpu')
+QUICK = dict(dataset='digits', limit=200, epochs=3, cluster_epochs=5, finetune_epochs=4, n_init=3, batch_size=60,
+             hidden_dim=32, checkpoint_every=2, device='cpu')
+QUICK_SELA = dict(epochs=6, n_label_updates=4, n_heads=3, batch_size=50, checkpoint_every=2, device='cpu')
+NONE = 'has no label history .* only methods which assign clusters while they train record one, .* at the end'
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +35,7 @@ def nmce(digits, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def sela(digits, tmp_path_factory):
-    return SeLa(epochs=6, nopts=4, hc=3, batch_size=50, checkpoint_every=2, device='cpu', run_dir=str(tmp_path_factory.mktemp('sela') / 'run')).fit(digits)
+    return SeLa(**QUICK_SELA, run_dir=str(tmp_path_factory.mktemp('sela') / 'run')).fit(digits)
 
 
 def written(folder, history, stage='heads'):
@@ -50,21 +54,26 @@ def history(T=6, n=300, k=5, moving=.2, low=0, seed=0):
 # --- the file
 
 
-@pytest.mark.parametrize('k, dtype', [(10, np.int16), (255, np.int16), (256, np.int32), (65535, np.int32), (65536, np.int64)])
+TYPES = [(10, np.int16), (255, np.int16), (256, np.int32), (65535, np.int32), (65536, np.int64)]
+
+
+@pytest.mark.parametrize('k, dtype', TYPES)
 def test_what_is_written_is_read(tmp_path, k, dtype):
     past = history(k=k, low=-1)
     past[1][0] = k - 1
     past.append(past[-1].copy())                # nobody moved
     written(tmp_path, past)
     found = read_label_history(tmp_path)
-    assert (found.labels == past).all() and found.labels.dtype == dtype and found.epochs == [('heads', t) for t in range(7)]
+    assert (found.labels == past).all() and found.labels.dtype == dtype
+    assert found.epochs == [('heads', t) for t in range(7)]
 
 
 def test_types_follow_the_labels(tmp_path):
     "A record whose labels need more bytes stands alone, and so does the one after it that needs fewer."
     past = [np.array([0, 254, -1]), np.array([0, 255, 3]), np.array([70_000, 1, 2]), np.array([4, -1, 2])]
     raw = written(tmp_path, past).path.read_bytes()
-    assert [f'"{t}"'.encode() in raw for t in ('uint8', 'uint16', 'uint32')] == [True] * 3 and raw.count(b'"alone": true') == 4
+    assert [f'"{t}"'.encode() in raw for t in ('uint8', 'uint16', 'uint32')] == [True] * 3
+    assert raw.count(b'"alone": true') == 4
     assert (read_label_history(tmp_path).labels == past).all()
 
 
@@ -75,7 +84,8 @@ def test_several_heads(tmp_path):
     assert (read_label_history(tmp_path).labels == past[:, 0]).all()
     (tmp_path / 'results.json').write_text('{"head": 2}')
     assert (read_label_history(tmp_path).labels == past[:, 2]).all()
-    with pytest.raises(InputError, match='head=3; the run has 3, so expected 0 to 2'): read_label_history(tmp_path, 3)
+    with pytest.raises(InputError, match='head=3; the run has 3, so expected 0 to 2'):
+        read_label_history(tmp_path, 3)
 
 
 def test_unchanged_labels_cost_a_line(tmp_path):
@@ -114,12 +124,53 @@ def test_rewound_to_the_rows_of_the_log(tmp_path):
     for kept in range(6):
         log = written(tmp_path, past)
         whole, again = log.path.read_bytes(), LabelHistoryLog(tmp_path)
-        last = again.rewind([dict(stage='before', epoch=e) for e in range(9)] + [dict(stage='heads', epoch=t) for t in range(kept)])
+        rows = [dict(stage='before', epoch=e) for e in range(9)] + [dict(stage='heads', epoch=t) for t in range(kept)]
+        last = again.rewind(rows)
         assert (last == past[kept - 1]).all() if kept else last is None and not log.path.exists()
         for t in range(kept, 5): again.append('heads', t, past[t])
         assert log.path.read_bytes() == whole
         log.path.unlink()
     assert LabelHistoryLog(tmp_path).rewind([]) is None and not log.path.exists()
+
+
+def as_before(folder):
+    "Give the file the name it had in older runs; returns its bytes."
+    path = (folder / 'label_history.bin').rename(folder / 'lineage.bin')
+    return path.read_bytes()
+
+
+def names_in(folder): return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_file_with_the_old_name_is_read_where_it_is(tmp_path):
+    past = history()
+    written(tmp_path, past)
+    as_before(tmp_path)
+    assert (read_label_history(tmp_path).labels == past).all() and names_in(tmp_path) == ['lineage.bin']
+    (tmp_path / 'lineage.bin').write_bytes(b'nothing of the kind')
+    with pytest.raises(InputError, match='lineage.bin is damaged'): read_label_history(tmp_path)
+    written(tmp_path, past)                     # where there are both, the new name counts
+    assert (read_label_history(tmp_path).labels == past).all()
+
+
+@pytest.mark.parametrize('kept', [0, 2, 4])
+def test_a_file_with_the_old_name_is_renamed_when_the_run_is_resumed(tmp_path, kept):
+    past = history(T=4)
+    written(tmp_path, past)
+    whole, again = as_before(tmp_path), LabelHistoryLog(tmp_path)
+    last = again.rewind([dict(stage='heads', epoch=t) for t in range(kept)])
+    assert (last == past[kept - 1]).all() if kept else last is None
+    assert names_in(tmp_path) == (['label_history.bin'] if kept else [])
+    for t in range(kept, 4): again.append('heads', t, past[t])
+    assert names_in(tmp_path) == ['label_history.bin'] and again.path.read_bytes() == whole
+
+
+def test_renaming_never_overwrites_a_file_with_the_new_name(tmp_path):
+    past = history(T=3)
+    written(tmp_path, past)
+    (tmp_path / 'lineage.bin').write_bytes(b'old')
+    assert (LabelHistoryLog(tmp_path).rewind([dict(stage='heads', epoch=t) for t in range(3)]) == past[2]).all()
+    assert names_in(tmp_path) == ['label_history.bin', 'lineage.bin']
 
 
 def test_a_log_that_was_not_rewound_goes_on_readably(tmp_path):
@@ -140,9 +191,10 @@ def test_a_damaged_file_is_one_line(tmp_path):
         except InputError as e:
             refused += 1
             assert '\n' not in str(e) and 'is damaged' in str(e) and str(log.path) in str(e)
-        else: assert labels.shape == past.shape and (labels == past).all()      # a stage's name, or an epoch's number
+        else: assert np.array_equal(labels, past)       # a stage's name, or an epoch's number
     assert refused > .85 * len(whole)
-    for bad in (b'nothing of the kind', whole[:200] + b'\0' * 50 + whole[200:], whole[whole.find(b'{', 9):], b'[1]\n', b'{"shape": 3}\n', b'\n'):
+    torn, headless = whole[:200] + b'\0' * 50 + whole[200:], whole[whole.find(b'{', 9):]
+    for bad in (b'nothing of the kind', torn, headless, b'[1]\n', b'{"shape": 3}\n', b'\n'):
         log.path.write_bytes(bad)
         with pytest.raises(InputError, match='is damaged'): read_label_history(tmp_path)
 
@@ -153,7 +205,8 @@ def test_records_of_different_sets_are_refused(tmp_path):
 
 
 def test_labels_below_noise_are_refused(tmp_path):
-    with pytest.raises(InputError, match='labels go down to -2; expected -1 for noise'): LabelHistoryLog(tmp_path).append('heads', 0, np.array([0, -2]))
+    with pytest.raises(InputError, match='labels go down to -2; expected -1 for noise'):
+        LabelHistoryLog(tmp_path).append('heads', 0, np.array([0, -2]))
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
@@ -164,7 +217,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
         f.write(data[:9])
         raise OSError(errno.ENOSPC, 'No space left on device')
     with monkeypatch.context() as m:
-        m.setattr(runs, '_write_all', full)
+        m.setattr(files, '_write_all', full)
         with pytest.raises(InputError, match='disk full'): log.append('heads', 2, past[2])
     assert log.path.read_bytes() == before
     log.append('heads', 2, past[2])
@@ -172,65 +225,71 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('content', [None, b'', b'{"stage": "he'])
-def test_a_run_without_lineage(tmp_path, content):
-    if content is not None: (tmp_path / 'lineage.bin').write_bytes(content)
-    with pytest.raises(InputError, match='has no lineage .* NMCE records it while it trains cluster heads, SeLa when it updates its labels; NMC assigns') as error: read_label_history(tmp_path)
+def test_a_run_without_label_history(tmp_path, content):
+    if content is not None: (tmp_path / 'label_history.bin').write_bytes(content)
+    with pytest.raises(InputError, match=NONE) as error: read_label_history(tmp_path)
     assert '\n' not in str(error.value)
 
 
 # --- what follows from it
 
 
-def lineage(labels): return LabelHistory(np.asarray(labels, np.int16), [('heads', t) for t in range(len(labels))])
+def history_of(labels): return LabelHistory(np.asarray(labels, np.int16), [('heads', t) for t in range(len(labels))])
 
 
 @pytest.mark.parametrize('seed', range(20))
 def test_matched_keeps_as_many_as_any_renumbering(seed):
     "Against all permutations, with noise and with clusters that come and go."
     g = np.random.default_rng(seed)
-    past = lineage([g.integers(-1, g.integers(1, 5), 14) for _ in range(4)])
+    past = history_of([g.integers(-1, g.integers(1, 5), 14) for _ in range(4)])
     matched, k = past.matched(), int(past.labels.max()) + 1
     assert (matched[-1] == past.labels[-1]).all() and ((matched < 0) == (past.labels < 0)).all()
     for t in range(3):
         rename = dict(zip(past.labels[t].tolist(), matched[t].tolist()))
-        assert len(set(rename.values())) == len(rename) and (np.array([rename[c] for c in past.labels[t].tolist()]) == matched[t]).all()
+        assert len(set(rename.values())) == len(rename)
+        assert [rename[c] for c in past.labels[t].tolist()] == matched[t].tolist()
         real = past.labels[t] >= 0
-        best = max((np.array(p)[past.labels[t][real]] == matched[t + 1][real]).sum() for p in itertools.permutations(range(k)))
-        assert (matched[t][real] == matched[t + 1][real]).sum() == best
+        before, after = past.labels[t][real], matched[t + 1][real]
+        best = max((np.array(p)[before] == after).sum() for p in itertools.permutations(range(k)))
+        assert (matched[t][real] == after).sum() == best
 
 
 def test_matched_undoes_a_change_of_numbers():
     g = np.random.default_rng(0)
     end = g.integers(0, 6, 500)
     past = [g.permutation(6)[end] for _ in range(8)] + [end]
-    assert (lineage(past).matched() == end).all() and lineage(past).moves().max() == 0 and (lineage(past).settled_at() == 0).all()
+    past = history_of(past)
+    assert (past.matched() == end).all() and past.moves().max() == 0 and (past.settled_at() == 0).all()
     other = g.permutation(6)[end]
-    assert (lineage(past).matched(other) == other).all()
+    assert (past.matched(other) == other).all()
 
 
 def test_a_cluster_that_vanishes_keeps_its_number_where_there_is_a_choice():
-    assert lineage([[0, 0, 1, 2, 2], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]).matched()[0].tolist() in ([0, 0, 1, 2, 2], [2, 2, 1, 0, 0])
-    assert lineage([[0, 0, 0, 1, 2], [0, 0, 0, 0, 0]]).matched()[0].tolist() == [0, 0, 0, 1, 2]
+    merged = history_of([[0, 0, 1, 2, 2], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
+    assert merged.matched()[0].tolist() in ([0, 0, 1, 2, 2], [2, 2, 1, 0, 0])
+    assert history_of([[0, 0, 0, 1, 2], [0, 0, 0, 0, 0]]).matched()[0].tolist() == [0, 0, 0, 1, 2]
 
 
 def test_noise_alone_and_a_single_epoch():
-    none = lineage([[-1, -1], [-1, -1]])
+    none = history_of([[-1, -1], [-1, -1]])
     assert none.matched().tolist() == [[-1, -1]] * 2 and none.moves().tolist() == [0]
-    one = lineage([[1, 0, 1]])
-    assert one.matched().tolist() == [[1, 0, 1]] and one.moves().shape == (0,) and one.settled_at().tolist() == [0] * 3 and len(one.unsettled()[0]) == 0 and one.flows(0) == []
+    one = history_of([[1, 0, 1]])
+    assert one.matched().tolist() == [[1, 0, 1]] and one.moves().shape == (0,) and one.flows(0) == []
+    assert one.settled_at().tolist() == [0] * 3 and len(one.unsettled()[0]) == 0
 
 
 def test_hand_made_moves():
-    past = lineage([[0, 0, 0, 1, 1, 1, 0, -1],
+    past = history_of([[0, 0, 0, 1, 1, 1, 0, -1],
                     [0, 0, 0, 1, 1, 1, 1, -1],      # the seventh moves
-                    [0, 0, 0, 1, 1, 1, 0, 1],       # and back; the last one is assigned for the first time, which is no move
+                    [0, 0, 0, 1, 1, 1, 0, 1],       # and back; being assigned for the first time is no move
                     [0, 0, 0, 1, 1, 1, 1, 0],       # both move
                     [0, 0, 0, 1, 1, 0, 1, 0]])      # the sixth
     assert np.allclose(past.moves(), np.array([1, 1, 2, 1]) / 8)
     assert [past.moved(t).tolist() for t in range(5)] == [[], [6], [6], [6, 7], [5]]
     assert past.flows(3) == [(0, 1, 1), (1, 0, 1)] and past.flows(4) == [(1, 0, 1)] and past.flows(0) == []
     assert past.settled_at().tolist() == [0, 0, 0, 0, 0, 4, 3, 3]
-    for last, wanted in ((1, [[6, 5, 7], [3, 1, 1]]), (.5, [[5, 6, 7], [1, 1, 1]]), (.25, [[5], [1]])): assert [a.tolist() for a in past.unsettled(last)] == wanted
+    for last, wanted in ((1, [[6, 5, 7], [3, 1, 1]]), (.5, [[5, 6, 7], [1, 1, 1]]), (.25, [[5], [1]])):
+        assert [a.tolist() for a in past.unsettled(last)] == wanted
     assert [a.tolist() for a in past.unsettled(1, n=1)] == [[6], [3]]
     for bad in (0, 1.5):
         with pytest.raises(InputError, match='expected a share'): past.unsettled(bad)
@@ -238,17 +297,20 @@ def test_hand_made_moves():
 
 @pytest.mark.parametrize('seed', range(5))
 def test_moves_against_a_loop(seed):
-    past = lineage(history(T=9, n=80, k=4, moving=.3, low=-1, seed=seed))
+    past = history_of(history(T=9, n=80, k=4, moving=.3, low=-1, seed=seed))
     m, T, n = past.matched(), 9, 80
-    moved = [[i for i in range(n) if m[t, i] != m[t - 1, i] and any(m[s, i] >= 0 for s in range(t))] for t in range(1, T)]
-    assert [past.moved(t).tolist() for t in range(1, T)] == moved and np.allclose(past.moves(), [len(i) / n for i in moved])
+    def left(i, t): return m[t, i] != m[t - 1, i]
+    moved = [[i for i in range(n) if left(i, t) and any(m[s, i] >= 0 for s in range(t))] for t in range(1, T)]
+    assert [past.moved(t).tolist() for t in range(1, T)] == moved
+    assert np.allclose(past.moves(), [len(i) / n for i in moved])
     for t in range(1, T):
-        flows = past.flows(t)
-        assert sum(c for *_, c in flows) == len(moved[t - 1]) and [c for *_, c in flows] == sorted((c for *_, c in flows), reverse=True)
-        assert all(sum(m[t - 1, i] == a and m[t, i] == b for i in moved[t - 1]) == c for a, b, c in flows)
-    assert past.settled_at().tolist() == [max([t for t in range(1, T) if m[t, i] != m[t - 1, i]], default=0) for i in range(n)]
+        flows, counts = past.flows(t), [c for *_, c in past.flows(t)]
+        assert sum(counts) == len(moved[t - 1]) and counts == sorted(counts, reverse=True)
+        for a, b, c in flows: assert sum(m[t - 1, i] == a and m[t, i] == b for i in moved[t - 1]) == c
+    assert past.settled_at().tolist() == [max([t for t in range(1, T) if left(i, t)], default=0) for i in range(n)]
     index, counts = past.unsettled(.5, n=80)
-    assert dict(zip(index.tolist(), counts.tolist())) == {i: c for i in range(n) if (c := sum(i in late for late in moved[4:]))}
+    expected = {i: sum(i in late for late in moved[4:]) for i in range(n)}
+    assert dict(zip(index.tolist(), counts.tolist())) == {i: c for i, c in expected.items() if c}
 
 
 # --- from the steps
@@ -274,7 +336,7 @@ def on_rank(rank, port, out):
         steps = StepLabels()
         steps.add(torch.arange(rank, 6, 2), torch.eye(3)[None] + rank)
         model = NMCE(**{**QUICK, 'batch_size': 40}, run_dir=str(Path(out) / 'run')).fit(load('digits', limit=200))
-        torch.save((steps.of_all(8), model.trainer_._assigned), Path(out) / f'rank{rank}.pt')
+        torch.save((steps.of_all(8), model.trainer_.labels.labels), Path(out) / f'rank{rank}.pt')
 
 
 @pytest.mark.slow
@@ -282,7 +344,8 @@ def test_two_ranks_record_what_both_saw(tmp_path):
     (one, end), (two, same) = together(on_rank, tmp_path)
     assert one.tolist() == two.tolist() == [0, 0, 1, 1, 2, 2, -1, -1]
     found = read_label_history(tmp_path / 'run')
-    assert found.labels.shape == (9, 200) and found.labels.min() >= 0 and end.equal(same) and (found.labels[-1] == end.numpy()).all()
+    assert found.labels.shape == (9, 200) and found.labels.min() >= 0
+    assert end.equal(same) and (found.labels[-1] == end.numpy()).all()
 
 
 # --- the methods
@@ -291,16 +354,21 @@ def test_two_ranks_record_what_both_saw(tmp_path):
 def test_nmce_records_its_heads(nmce):
     found = read_label_history(nmce.run_.folder)
     assert found.epochs == [('cluster_heads', e) for e in range(5)] + [('fine_tune', e) for e in range(4)]
-    assert found.labels.shape == (9, 200) and (found.labels[0] < 0).sum() == 20 and found.labels[-1].min() >= 0      # three steps of 60 leave 20 out
-    assert 'lineage' not in str(load_checkpoint(nmce.run_.path('checkpoint.pt')).keys()) and not any('step' in k or 'assigned' in k for k in load_checkpoint(nmce.run_.path('model.pt'))['weights'])
+    assert found.labels.shape == (9, 200) and found.labels[-1].min() >= 0
+    assert (found.labels[0] < 0).sum() == 20                    # three steps of 60 leave 20 out
+    checkpoint, model = (load_checkpoint(nmce.run_.path(f'{name}.pt')) for name in ('checkpoint', 'model'))
+    assert not any('label' in k or 'history' in k for k in checkpoint)
+    assert not any('step' in k or 'assigned' in k for k in model['weights'])
 
 
 def test_the_last_epoch_is_near_the_predictions(tmp_path):
     "Not equal: a step sees augmented views, and the network before it has learnt from them."
-    model = NMCE(**{**QUICK, 'limit': 300, 'epochs': 15, 'cluster_epochs': 30, 'finetune_epochs': 8, 'n_init': 2, 'batch_size': 100, 'hidden_dim': 256}, run_dir=str(tmp_path / 'run')).fit(load('digits', limit=300))
+    longer = dict(limit=300, epochs=15, cluster_epochs=30, finetune_epochs=8, n_init=2, batch_size=100, hidden_dim=256)
+    model = NMCE(**{**QUICK, **longer}, run_dir=str(tmp_path / 'run')).fit(load('digits', limit=300))
     found = read_label_history(tmp_path / 'run')
     assert (found.labels[-1] == np.load(tmp_path / 'run/predictions.npy')).mean() > .7
-    assert (found.matched(model.labels_)[-1] == model.labels_).mean() > .7 and found.moves()[-5:].mean() < found.moves()[:5].mean()
+    assert (found.matched(model.labels_)[-1] == model.labels_).mean() > .7
+    assert found.moves()[-5:].mean() < found.moves()[:5].mean()
 
 
 def test_the_labels_are_those_of_the_steps(digits):
@@ -319,43 +387,56 @@ def test_the_labels_are_those_of_the_steps(digits):
     trainer.train('cluster_heads')
     best, wanted = int(stage.reduction.argmax()), torch.full((200,), -1)
     for index, labels in seen: wanted[index] = labels[best]
-    assert (wanted == trainer._assigned).float().mean() > .99       # batch norm may be in another mode in the second pass
+    # batch norm may be in another mode in the second pass
+    assert (wanted == trainer.labels.labels).float().mean() > .99
 
 
 def resumed(kind, params, digits, folder, stage, epoch):
     "A fit that is interrupted when an epoch is written and its checkpoint is not, and taken up again."
-    first = kind(**params, run_dir=str(folder))
-    trainer = first.prepare(digits)
-    keep = trainer._keep
-    def stop(s, e):
-        keep(s, e)
-        if (s.name, e) == (stage, epoch): raise KeyboardInterrupt
-    trainer._keep = stop
+    class Stop(Callback):
+        def on_epoch_end(self, trainer, row):
+            if (row['stage'], row['epoch']) == (stage, epoch): raise KeyboardInterrupt
+    trainer = kind(**params, run_dir=str(folder)).prepare(digits)
+    trainer.callbacks.append(Stop())            # every callback sees the end of an epoch before any writes a checkpoint
     with pytest.raises(KeyboardInterrupt): trainer.train()
     return kind(**params, run_dir=str(folder), resume=True).fit(digits)
 
 
-@pytest.mark.parametrize('stage, epoch', [('cluster_heads', 0), ('cluster_heads', 2), ('cluster_heads', 4), ('fine_tune', 0), ('fine_tune', 3)])
-def test_a_resumed_run_leaves_the_same_lineage(digits, nmce, tmp_path, stage, epoch):
+STOPS = [('cluster_heads', 0), ('cluster_heads', 2), ('cluster_heads', 4), ('fine_tune', 0), ('fine_tune', 3)]
+
+
+@pytest.mark.parametrize('stage, epoch', STOPS)
+def test_a_resumed_run_leaves_the_same_label_history(digits, nmce, tmp_path, stage, epoch):
     again = resumed(NMCE, QUICK, digits, tmp_path / 'run', stage, epoch)
-    assert (tmp_path / 'run/lineage.bin').read_bytes() == nmce.run_.path('lineage.bin').read_bytes()
+    assert (tmp_path / 'run/label_history.bin').read_bytes() == nmce.run_.path('label_history.bin').read_bytes()
     assert (again.embedding_ == nmce.embedding_).all()
 
 
+def test_an_older_run_is_resumed_under_the_new_name(digits, nmce, tmp_path):
+    params = {**QUICK, 'run_dir': str(tmp_path / 'run')}
+    NMCE(**params).prepare(digits).train('cluster_heads')
+    as_before(tmp_path / 'run')
+    NMCE(**params, resume=True).fit(digits)
+    assert not (tmp_path / 'run/lineage.bin').exists()
+    assert (tmp_path / 'run/label_history.bin').read_bytes() == nmce.run_.path('label_history.bin').read_bytes()
+
+
 def test_resumed_without_the_past(digits, nmce, tmp_path):
-    "A run whose lineage was deleted, or began before there was one, records the rest."
+    "A run whose label history was deleted, or which began before there was one, records the rest."
     params = {**QUICK, 'run_dir': str(tmp_path / 'run')}
     trainer = NMCE(**params).prepare(digits)
     trainer.train('cluster_heads')
-    (tmp_path / 'run/lineage.bin').unlink()
+    (tmp_path / 'run/label_history.bin').unlink()
     again = NMCE(**params, resume=True).fit(digits)
-    assert [s for s, _ in read_label_history(tmp_path / 'run').epochs] == ['fine_tune'] * 4 and (again.embedding_ == nmce.embedding_).all()
+    assert [s for s, _ in read_label_history(tmp_path / 'run').epochs] == ['fine_tune'] * 4
+    assert (again.embedding_ == nmce.embedding_).all()
 
 
-def test_a_damaged_lineage_is_named_when_a_run_is_resumed(nmce, digits, tmp_path):
+def test_a_damaged_label_history_is_named_when_a_run_is_resumed(nmce, digits, tmp_path):
     folder = shutil.copytree(nmce.run_.folder, tmp_path / 'run')
-    (folder / 'lineage.bin').write_bytes(b'nothing of the kind')
-    with pytest.raises(InputError, match='lineage.bin is damaged .* or delete it'): NMCE(**QUICK, run_dir=str(folder), resume=True).fit(digits)
+    (folder / 'label_history.bin').write_bytes(b'nothing of the kind')
+    with pytest.raises(InputError, match='label_history.bin is damaged .* or delete it'):
+        NMCE(**QUICK, run_dir=str(folder), resume=True).fit(digits)
 
 
 def test_sela_records_all_heads(sela, digits, tmp_path):
@@ -364,19 +445,22 @@ def test_sela_records_all_heads(sela, digits, tmp_path):
     for h in range(3): assert (read_label_history(folder, h).labels[-1] == kept[h]).all()
     found = read_label_history(folder)
     updated = [('self_labelling', r['epoch']) for r in sela.history_ if 'label_updates' in r]
-    assert (found.labels[-1] == kept[sela.head_]).all() and found.epochs == updated and found.labels.shape == (len(updated), 200) and 1 < len(updated) < 6
+    assert (found.labels[-1] == kept[sela.head_]).all() and found.labels.shape == (len(updated), 200)
+    assert found.epochs == updated and 1 < len(updated) < 6
     assert all((a != b).any() for a, b in itertools.pairwise(found.labels))
-    params = dict(epochs=6, nopts=4, hc=3, batch_size=50, checkpoint_every=2, device='cpu')
     for epoch in (1, 2):
-        resumed(SeLa, params, digits, tmp_path / f'run{epoch}', 'self_labelling', epoch)
-        assert (tmp_path / f'run{epoch}/lineage.bin').read_bytes() == (folder / 'lineage.bin').read_bytes()
+        resumed(SeLa, QUICK_SELA, digits, tmp_path / f'run{epoch}', 'self_labelling', epoch)
+        file = tmp_path / f'run{epoch}/label_history.bin'
+        assert file.read_bytes() == (folder / 'label_history.bin').read_bytes()
 
 
 def test_what_trains_no_heads_records_nothing(digits, tmp_path):
-    NMCE(**{**QUICK, 'epochs': 1}, stages='representation', clusters='kmeans', run_dir=str(tmp_path / 'run')).fit(digits)
-    NMCE(dataset='spiral', epochs=1, device='cpu', run_dir=str(tmp_path / 'fresh')).fit(load('spiral', n=600, fresh=True))
-    for name in ('run', 'fresh'): assert not (tmp_path / name / 'lineage.bin').exists()
-    assert NMCE(**{**QUICK, 'cluster_epochs': 1, 'finetune_epochs': 1, 'epochs': 1}).fit(digits).trainer_.lineage is None
+    short, fresh = {**QUICK, 'epochs': 1}, load('spiral', n=600, fresh=True)
+    NMCE(**short, stages='representation', clusters='kmeans', run_dir=str(tmp_path / 'run')).fit(digits)
+    NMCE(dataset='spiral', epochs=1, device='cpu', run_dir=str(tmp_path / 'fresh')).fit(fresh)
+    for name in ('run', 'fresh'): assert not (tmp_path / name / 'label_history.bin').exists()
+    without_folder = NMCE(**{**short, 'cluster_epochs': 1, 'finetune_epochs': 1}).fit(digits)
+    assert without_folder.trainer_.label_history is None
 
 
 # --- the lab
@@ -393,7 +477,8 @@ def test_an_epoch_is_one_array_to_the_map(lab):
     sent = []
     lab.map.send = lambda content, buffers: sent.append([len(b) for b in buffers])
     lab.epoch = 3
-    assert sent == [[200]] and lab.map._told['codes'].dtype == np.uint8 and lab.map._told['codes'].tolist() == lab.labels[3].tolist()
+    assert sent == [[200]] and lab.map._told['codes'].dtype == np.uint8
+    assert lab.map._told['codes'].tolist() == lab.labels[3].tolist()
     lab.slider.value = 0
     assert (lab.map._told['codes'][lab.labels[0] < 0] == len(lab.map._told['palette']) - 1).all() and lab.epoch == 0
 
@@ -401,25 +486,29 @@ def test_an_epoch_is_one_array_to_the_map(lab):
 def test_every_view_follows_the_epoch(lab):
     from nmc_workbench.plotting.colours import colour_of
     assert lab.epoch == 8 and not lab.run.notes and len(lab.ui.children) == 3
+    past, tiles = lab.history, lab.moved_tiles
     for t in (1, 6):
         lab.epoch = t
-        stage, epoch = lab.lineage.epochs[t]
-        assert f'{stage}, epoch {epoch}' in lab.about.value and f'{len(lab.lineage.moved(t)):,} of 200' in lab.about.value
+        stage, epoch = past.epochs[t]
+        assert f'{stage}, epoch {epoch}' in lab.about.value and f'{len(past.moved(t)):,} of 200' in lab.about.value
         assert lab.curve.figure.layout.shapes[0].x0 == t == lab.curve.figure.layout.shapes[0].x1
-        shown, (a, b, count) = lab.moved_tiles.shown, lab.lineage.flows(t, lab.labels)[0]
-        assert set(shown) <= set(lab.lineage.moved(t)) and f'{a} → {b} · {count}' == lab.moved_tiles._told['headings'][0][1] and f'>{count}</td>' in lab.table.value
-        assert lab.labels[t - 1, shown[0]] == a and lab.labels[t, shown[0]] == b and lab.moved_tiles._told['edges'][0] == colour_of(b)
+        shown, (a, b, count) = tiles.shown, past.flows(t, lab.labels)[0]
+        assert set(shown) <= set(past.moved(t)) and f'>{count}</td>' in lab.table.value
+        assert f'{a} → {b} · {count}' == tiles._told['headings'][0][1]
+        assert lab.labels[t - 1, shown[0]] == a and lab.labels[t, shown[0]] == b
+        assert tiles._told['edges'][0] == colour_of(b)
     lab.epoch = 0
-    assert len(lab.moved_tiles.shown) == 0 and 'nothing was recorded before' in lab.about.value
+    assert len(tiles.shown) == 0 and 'nothing was recorded before' in lab.about.value
     lab.curve.answer(dict(click=[0, 4]))
     assert lab.epoch == 5
-    index, counts = lab.lineage.unsettled(n=lab.n_unsettled)
-    assert lab.unsettled_tiles.shown.tolist() == index.tolist() and f'moved {counts[0]} times' in lab.unsettled_tiles._told['texts'][0]
+    index, counts = past.unsettled(n=lab.n_unsettled)
+    assert lab.unsettled_tiles.shown.tolist() == index.tolist()
+    assert f'moved {counts[0]} times' in lab.unsettled_tiles._told['texts'][0]
 
 
 def test_colours_agree_with_the_run(lab, nmce):
     agree = (lab.labels[-1] == nmce.labels_).mean()
-    assert agree >= (lab.lineage.labels[-1] == nmce.labels_).mean() and agree > .3
+    assert agree >= (lab.history.labels[-1] == nmce.labels_).mean() and agree > .3
     text, pixels = lab.map.calls['hover'](7)
     assert str(lab.run.ids[7]) in text and tuple(pixels.shape) == (1, 8, 8)
 
@@ -435,26 +524,33 @@ def test_the_still(lab):
     image = png(picture)
     assert image.width > 800 and len(image.getcolors(1 << 24)) > 20
     from nmc_workbench.explore.label_history_lab import label_history_picture
-    for T in (1, 2): assert 'recorded epochs' in label_history_picture(np.random.default_rng(0).normal(size=(50, 2)), lineage(history(T=T, n=50))).caption and png(picture)
+    where = np.random.default_rng(0).normal(size=(50, 2))
+    for T in (1, 2):
+        picture = label_history_picture(where, history_of(history(T=T, n=50)))
+        assert 'recorded epochs' in picture.caption and png(picture)
 
 
 def test_names_are_text(lab):
     from nmc_workbench.explore.label_history_lab import LabelHistoryLab, label_history_picture, moves_figure
-    odd = LabelHistory(lab.lineage.labels, [(HOSTILE, t) for t in range(9)])
+    odd = LabelHistory(lab.history.labels, [(HOSTILE, t) for t in range(9)])
     other = LabelHistoryLab(lab.run, odd)
-    assert '<script' not in other.about.value and '<script' not in moves_figure(odd).to_json() and png(label_history_picture(lab.where, odd, title=HOSTILE))
+    assert '<script' not in other.about.value and '<script' not in moves_figure(odd).to_json()
+    assert png(label_history_picture(lab.where, odd, title=HOSTILE))
 
 
 def test_what_the_lab_refuses(lab, tmp_path):
     from nmc_workbench.explore.label_history_lab import LabelHistoryLab
-    with pytest.raises(InputError, match='the lineage has 3 samples, the run 200'): LabelHistoryLab(lab.run, lineage([[0, 1, 1]]))
-    NMC(epochs=1, batch_size=50, potential_hidden=16, device='cpu', run_dir=str(tmp_path / 'hills')).fit(np.random.default_rng(0).normal(size=(100, 2)).astype('f4'))
-    with pytest.raises(InputError, match='has no lineage .* NMC assigns clusters once'): LabelHistoryLab.of_run(tmp_path / 'hills')
+    with pytest.raises(InputError, match='the label history has 3 samples, the run 200'):
+        LabelHistoryLab(lab.run, history_of([[0, 1, 1]]))
+    points, hills = np.random.default_rng(0).normal(size=(100, 2)).astype('f4'), tmp_path / 'hills'
+    NMC(epochs=1, batch_size=50, potential_hidden=16, device='cpu', run_dir=str(hills)).fit(points)
+    with pytest.raises(InputError, match=NONE): LabelHistoryLab.of_run(hills)
 
 
 def test_the_lab_of_a_run_of_sela(sela, digits):
     from nmc_workbench.explore.label_history_lab import LabelHistoryLab
     lab = LabelHistoryLab.of_run(sela.run_.folder)
-    assert len(lab.labels) == len(read_label_history(sela.run_.folder).epochs) and lab.run.images is None and lab.run.notes
+    assert len(lab.labels) == len(read_label_history(sela.run_.folder).epochs)
+    assert lab.run.images is None and lab.run.notes
     lab.epoch = 1
     assert lab.ui and lab.moved_tiles._told['sprite'] == b''        # fitted to arrays: tiles show texts

@@ -9,7 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from nmc_workbench.core.errors import InputError
-from nmc_workbench.losses import _tiles, average_views, coding_rate, coding_rate_reduction, gumbel_softmax, marginal_entropy, max_coding_rate, nt_xent, optimal_reduction, view_similarity
+from nmc_workbench.losses import (
+    _tiles, average_views, coding_rate, coding_rate_reduction, gumbel_softmax, marginal_entropy, max_coding_rate,
+    nt_xent, optimal_reduction, view_similarity)
 
 
 def draw(n, d, k, seed=0, dtype=torch.float64):
@@ -125,8 +127,10 @@ def test_closed_form_optimum_of_orthogonal_subspaces(k, dims, eps):
 
 
 def test_known_values_of_the_bounds():
-    assert max_coding_rate(128, .2) == pytest.approx(114.67, abs=.01) and max_coding_rate(200, .001) == pytest.approx(690.9, abs=.1)
-    assert optimal_reduction(6, 2, .01) == pytest.approx(5.89, abs=.01) and optimal_reduction(128, 10, .2) == pytest.approx(89.5, abs=.1)
+    assert max_coding_rate(128, .2) == pytest.approx(114.67, abs=.01)
+    assert max_coding_rate(200, .001) == pytest.approx(690.9, abs=.1)
+    assert optimal_reduction(6, 2, .01) == pytest.approx(5.89, abs=.01)
+    assert optimal_reduction(128, 10, .2) == pytest.approx(89.5, abs=.1)
 
 
 def test_labels_equal_their_one_hot_and_noise_belongs_nowhere():
@@ -199,7 +203,8 @@ def test_view_similarity_is_the_mean_over_pairs(n_views):
 def test_gumbel_is_seeded_and_finite():
     logits = torch.zeros(1000, 10, requires_grad=True)
     one, two = (gumbel_softmax(logits, .1, generator=torch.Generator().manual_seed(s)) for s in (0, 0))
-    assert torch.equal(one, two) and not torch.equal(one, gumbel_softmax(logits, .1, generator=torch.Generator().manual_seed(1)))
+    other = gumbel_softmax(logits, .1, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(one, two) and not torch.equal(one, other)
     one.square().sum().backward()
     assert one.isfinite().all() and logits.grad.isfinite().all()
     hard = gumbel_softmax(logits, 1., straight_through=True, generator=torch.Generator().manual_seed(0))

@@ -1,9 +1,11 @@
 """The estimator's contract and NMCE's stages, on a hundred digits."""
+import ast
 import inspect
 import json
 import os
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +16,15 @@ from sklearn.pipeline import make_pipeline
 from nmc_workbench.core.errors import InputError, TrainingError
 from nmc_workbench.data import load
 from nmc_workbench.losses import coding_rate, max_coding_rate, nt_xent, optimal_reduction
-from nmc_workbench.methods.nmce import estimator as nmce
-from nmc_workbench.methods import NMCE, NMCEConfig
+from nmc_workbench.methods import NMCE, NMCEConfig, base
+from nmc_workbench.methods.base import keeps_merge_tree, method_of, open_run, registered
+from nmc_workbench.methods.nmce import stages
+from nmc_workbench.methods.nmce.config import recipe
 from nmc_workbench.methods.nmce.stages import ClusterHeads
 from nmc_workbench.runs.checkpoints import load_checkpoint
-from nmc_workbench.runs.folder import FREE
 from nmc_workbench.runs.metrics_log import read_metrics
 
+PACKAGE = Path(__file__).resolve().parents[1] / 'nmc_workbench'
 QUICK = dict(epochs=2, cluster_epochs=2, finetune_epochs=2, n_init=2, batch_size=40, hidden_dim=16, device='cpu')
 
 
@@ -92,10 +96,12 @@ def test_it_stands_at_the_end_of_a_pipeline(images):
 
 
 def test_what_a_fitted_model_has(model, images):
-    assert model.labels_.shape == (120,) and model.labels_.dtype == np.int64 and 0 <= model.labels_.min() and model.labels_.max() < 10
+    assert model.labels_.shape == (120,) and model.labels_.dtype == np.int64 and 0 <= model.labels_.min()
+    assert model.labels_.max() < 10
     assert model.n_clusters_ == 10 and model.embedding_.shape == (120, 64) and model.embedding_.dtype == np.float32
     assert model.run_ is None and {'acc', 'nmi', 'ari'} <= model.results_.keys()
-    assert [(r['stage'], r['epoch']) for r in model.history_] == [(s, e) for s in ('representation', 'cluster_heads', 'fine_tune') for e in range(2)]
+    stages = ('representation', 'cluster_heads', 'fine_tune')
+    assert [(r['stage'], r['epoch']) for r in model.history_] == [(s, e) for s in stages for e in range(2)]
     z = torch.from_numpy(model.embedding_)
     assert coding_rate(z, .2) < max_coding_rate(64, .2)
     for row in model.history_[2:]: assert -1e-3 <= row['R'] - row['Rc'] < optimal_reduction(64, 10, .2)
@@ -103,7 +109,8 @@ def test_what_a_fitted_model_has(model, images):
 
 def test_the_same_seed_gives_the_same_model_and_another_does_not(model, images):
     again, other = make().fit(images), make(seed=1).fit(images)
-    assert equal(weights(model), weights(again)) and (model.embedding_ == again.embedding_).all() and (model.labels_ == again.labels_).all()
+    assert equal(weights(model), weights(again)) and (model.embedding_ == again.embedding_).all()
+    assert (model.labels_ == again.labels_).all()
     assert [r['loss'] for r in model.history_] == [r['loss'] for r in again.history_]
     assert not equal(weights(model), weights(other)) and not (model.embedding_ == other.embedding_).all()
 
@@ -116,7 +123,8 @@ def test_fit_again_starts_anew(model, images, held_out):
 def test_fit_leaves_the_global_random_state(images):
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     make(seed=5).fit(images)
-    assert before[0].equal(torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
+    assert before[0].equal(torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
+    assert before[2] == random.getstate()
 
 
 def test_fit_does_not_depend_on_the_global_random_state(model, images):
@@ -126,9 +134,10 @@ def test_fit_does_not_depend_on_the_global_random_state(model, images):
 
 def test_labels_are_for_scoring_only(images):
     x, y = images.pixels.numpy(), images.labels.numpy()
-    without, with_y, wrong = make(n_clusters=10).fit(x), make(n_clusters=10).fit(x, y), make(n_clusters=10).fit(x, np.arange(120) % 2)
+    without, with_y, wrong = (make(n_clusters=10).fit(x, labels) for labels in (None, y, np.arange(120) % 2))
     assert equal(weights(without), weights(with_y)) and equal(weights(without), weights(wrong))
-    assert (without.labels_ == with_y.labels_).all() and without.results_ == {} and with_y.results_['acc'] != wrong.results_['acc']
+    assert (without.labels_ == with_y.labels_).all() and without.results_ == {}
+    assert with_y.results_['acc'] != wrong.results_['acc']
 
 
 def test_class_names_may_be_words(images):
@@ -146,7 +155,9 @@ def test_nothing_is_written_without_a_run_folder(images, tmp_path, monkeypatch):
 def test_accepted_layouts(images):
     grey = images.pixels                                                      # (N, 1, 8, 8)
     want = make(n_clusters=3).fit(grey.numpy()).labels_
-    for x in (grey[:, 0].numpy(), grey, grey[:, 0], grey.permute(0, 2, 3, 1).numpy(), grey.numpy() / 255., (grey / 255).numpy(), grey[:, 0].long().numpy(), grey[:, 0].tolist()):
+    flat = grey[:, 0]
+    for x in (flat.numpy(), grey, flat, grey.permute(0, 2, 3, 1).numpy(), grey.numpy() / 255., (grey / 255).numpy(),
+              flat.long().numpy(), flat.tolist()):
         assert (make(n_clusters=3).fit(x).labels_ == want).all()
     colour = grey.repeat(1, 3, 1, 1)
     options = dict(n_clusters=3, backbone='smallconv', augment='coil')
@@ -163,14 +174,16 @@ def test_points(images):
 def test_the_batch_shrinks_to_the_set_unless_it_was_asked_for(images):
     model = make(batch_size=None).fit(images)
     assert model.config_.batch_size == 120 and model.history_[-1]['step'] == 2
-    with pytest.raises(InputError, match='batch_size=121 > n_samples=120; choose a smaller batch_size'): make(batch_size=121).fit(images)
+    with pytest.raises(InputError, match='batch_size=121 > n_samples=120; choose a smaller batch_size'):
+        make(batch_size=121).fit(images)
 
 
 # --- after fitting
 
 
 def test_fit_predict_and_fit_transform(images, model):
-    assert (make().fit_predict(images) == model.labels_).all() and (make().fit_transform(images) == model.embedding_).all()
+    assert (make().fit_predict(images) == model.labels_).all()
+    assert (make().fit_transform(images) == model.embedding_).all()
 
 
 def test_predict_is_the_largest_logit_in_any_order(model, images, held_out):
@@ -199,19 +212,24 @@ def test_as_many_clusters_as_samples_is_unusual_not_wrong():
 def test_a_longer_fit_finds_the_digits(digits):
     "A few seconds of training: far above chance, in and out of sample."
     images, rest = digits.subset(range(900)), digits.subset(range(900, 1797))
-    model = NMCE(epochs=8, cluster_epochs=8, finetune_epochs=4, n_init=4, batch_size=100, hidden_dim=64, device='cpu').fit(images)
+    longer = dict(epochs=8, cluster_epochs=8, finetune_epochs=4, n_init=4, batch_size=100, hidden_dim=64)
+    model = NMCE(**longer, device='cpu').fit(images)
     from nmc_workbench.metrics import accuracy
     assert model.results_['acc'] > .5 and accuracy(rest.labels.numpy(), model.predict(rest)) > .5
 
 
 @pytest.mark.parametrize('call', ['predict', 'predict_proba', 'transform'])
 def test_before_fit(call, images):
-    with pytest.raises(InputError, match='this NMCE is not fitted; call fit or load first'): getattr(make(), call)(images)
+    with pytest.raises(InputError, match='this NMCE is not fitted; call fit or load first'):
+        getattr(make(), call)(images)
 
 
 def test_images_of_another_shape_are_refused(model):
-    for x, shape in ((np.zeros((3, 9, 9), np.uint8), '(1, 9, 9)'), (np.zeros((3, 8, 8, 3), np.uint8), '(3, 8, 8)'), (np.zeros((3, 2)), '(2,)')):
-        with pytest.raises(InputError, match=re.escape(f'images have shape {shape}; this NMCE was fitted on (1, 8, 8)')): model.predict(x)
+    images = (np.zeros((3, 9, 9), np.uint8), np.zeros((3, 8, 8, 3), np.uint8), np.zeros((3, 2)))
+    for x, shape in zip(images, ('(1, 9, 9)', '(3, 8, 8)', '(2,)')):
+        message = re.escape(f'images have shape {shape}; this NMCE was fitted on (1, 8, 8)')
+        with pytest.raises(InputError, match=message):
+            model.predict(x)
 
 
 # --- saving
@@ -220,9 +238,11 @@ def test_images_of_another_shape_are_refused(model):
 def test_a_saved_model_predicts_the_same(model, held_out, tmp_path):
     model.save(tmp_path / 'deep/model.pt')
     other = NMCE.load(tmp_path / 'deep/model.pt')
-    for a, b in ((other, model), (other.config_, model.config_)): assert all(getattr(a, k) == getattr(b, k) for k in NMCEConfig.names() if k not in FREE)
+    for a, b in ((other, model), (other.config_, model.config_)):
+        assert all(getattr(a, k) == getattr(b, k) for k in NMCEConfig.names() if k not in NMCEConfig.runtime_names())
     assert other.n_clusters_ == 10
-    for call in ('predict', 'predict_proba', 'transform'): assert (getattr(other, call)(held_out) == getattr(model, call)(held_out)).all()
+    for call in ('predict', 'predict_proba', 'transform'):
+        assert (getattr(other, call)(held_out) == getattr(model, call)(held_out)).all()
     assert os.listdir(tmp_path / 'deep') == ['model.pt']
 
 
@@ -234,17 +254,20 @@ def test_a_run_folder_can_be_loaded(images, held_out, tmp_path, model):
 
 def test_parameters_may_be_numpys_and_paths(images, tmp_path):
     "What is saved is what they mean, so that it loads without running anything."
-    model = make(n_clusters=np.int64(4), lr=np.float32(.001), frozen_bn_eval=np.bool_(True), epochs='2', run_dir=tmp_path / 'run').fit(images)
+    numpys = dict(n_clusters=np.int64(4), lr=np.float32(.001), frozen_bn_eval=np.bool_(True))
+    model = make(**numpys, epochs='2', run_dir=tmp_path / 'run').fit(images)
     other = NMCE.load(tmp_path / 'run')
     assert other.n_clusters == 4 and type(other.n_clusters) is int and other.frozen_bn_eval is True
     assert other.run_dir is None      # to fit it again does not write where it came from
-    assert (other.predict(images) == model.labels_).all() and json.loads((tmp_path / 'run/config.json').read_text())['n_clusters'] == 4
+    assert (other.predict(images) == model.labels_).all()
+    assert json.loads((tmp_path / 'run/config.json').read_text())['n_clusters'] == 4
 
 
 def test_something_else_is_not_loaded(model, tmp_path):
     model.save(tmp_path / 'model.pt')
     whole = load_checkpoint(tmp_path / 'model.pt')
-    for change, message in ((dict(method='SeLa'), 'was saved by SeLa, not NMCE'), (dict(weights={}), 'does not fit this SubspaceNet: misses: backbone')):
+    for change, message in ((dict(method='SeLa'), 'was saved by SeLa, not NMCE'),
+                            (dict(weights={}), 'does not fit this SubspaceNet: misses: backbone')):
         torch.save({**whole, **change}, tmp_path / 'other.pt')
         with pytest.raises(InputError, match=message): NMCE.load(tmp_path / 'other.pt')
     torch.save(whole['weights'], tmp_path / 'weights.pt')
@@ -257,9 +280,10 @@ def test_something_else_is_not_loaded(model, tmp_path):
 def test_a_run_that_was_finished_gives_its_results_at_once(images, tmp_path, monkeypatch):
     whole = make(run_dir=str(tmp_path / 'run')).fit(images)
     def never(*args): raise AssertionError('trains')
-    monkeypatch.setattr('nmc_workbench.training.Trainer._epoch', never)
+    monkeypatch.setattr('nmc_workbench.training.trainer.Trainer._epoch', never)
     again = make(run_dir=str(tmp_path / 'run'), resume=True).fit(images)
-    assert equal(weights(whole), weights(again)) and again.history_ == whole.history_ == read_metrics(tmp_path / 'run') and again.results_ == whole.results_
+    assert equal(weights(whole), weights(again))
+    assert again.history_ == whole.history_ == read_metrics(tmp_path / 'run') and again.results_ == whole.results_
 
 
 def test_one_can_look_between_stages(images, model):
@@ -277,29 +301,55 @@ def test_one_can_look_between_stages(images, model):
 
 
 BAD = [
-    (dict(n_clusters=1), 'n_clusters=1 is too small; expected at least 2'), (dict(n_clusters=0), 'n_clusters=0 is too small'), (dict(n_clusters=121), 'n_clusters=121 > n_samples=120'),
-    (dict(n_clusters='ten'), "n_clusters='ten' is a str; expected int or None"), (dict(batch_size=1000), 'batch_size=1000 > n_samples=120'), (dict(epochs=0), 'epochs=0 is too small'),
-    (dict(lr=0), 'lr=0.0; expected more than 0'), (dict(lr='nan'), 'lr=nan; expected a finite number'), (dict(momentum=1), 'momentum=1.0; expected less than 1'),
-    (dict(loss='tcr'), "loss='tcr'; expected one of 'coding_rate', 'nt_xent'"), (dict(backbone='resnet19'), "unknown backbone 'resnet19'; did you mean"),
-    (dict(augment='digit'), "unknown preset 'digit'; did you mean 'digits'"), (dict(device='cuda:99'), "device 'cuda:99' is not on this machine"), (dict(device='tpu'), "unknown device 'tpu'"),
-    (dict(amp='fp16'), 'amp=fp16 needs a CUDA device'), (dict(amp='half'), "amp='half'; expected one of"), (dict(loss='nt_xent', n_views=1), "n_views=1 with loss='nt_xent'; a contrast needs at least 2"),
-    (dict(augment='cifar_simclr_norm'), 'Normalise: 3 means for images of 1 channel'), (dict(backbone='mlp'), 'the net takes 2 dimensions'), (dict(augment='spiral'), 'points are torch.uint8'),
-    (dict(seed=-1), 'seed=-1 is too small'), (dict(resume='maybe'), "resume='maybe' is a str; expected bool"), (dict(hidden_dim=2.5), 'hidden_dim=2.5 is a float; expected int or None'),
-]
+    (dict(n_clusters=1), 'n_clusters=1 is too small; expected at least 2'),
+    (dict(n_clusters=0), 'n_clusters=0 is too small'),
+    (dict(n_clusters=121), 'n_clusters=121 > n_samples=120'),
+    (dict(n_clusters='ten'), "n_clusters='ten' is a str; expected int or None"),
+    (dict(batch_size=1000), 'batch_size=1000 > n_samples=120'),
+    (dict(epochs=0), 'epochs=0 is too small'),
+    (dict(lr=0), 'lr=0.0; expected more than 0'),
+    (dict(lr='nan'), 'lr=nan; expected a finite number'),
+    (dict(momentum=1), 'momentum=1.0; expected less than 1'),
+    (dict(loss='tcr'), "loss='tcr'; expected one of 'coding_rate', 'nt_xent'"),
+    (dict(backbone='resnet19'), "unknown backbone 'resnet19'; did you mean"),
+    (dict(augment='digit'), "unknown preset 'digit'; did you mean 'digits'"),
+    (dict(device='cuda:99'), "device 'cuda:99' is not on this machine"),
+    (dict(device='tpu'), "unknown device 'tpu'"),
+    (dict(amp='fp16'), 'amp=fp16 needs a CUDA device'),
+    (dict(amp='half'), "amp='half'; expected one of"),
+    (dict(loss='nt_xent', n_views=1), "n_views=1 with loss='nt_xent'; a contrast needs at least 2"),
+    (dict(augment='cifar_simclr_norm'), 'Normalise: 3 means for images of 1 channel'),
+    (dict(backbone='mlp'), 'the net takes 2 dimensions'),
+    (dict(augment='spiral'), 'points are torch.uint8'),
+    (dict(seed=-1), 'seed=-1 is too small'),
+    (dict(resume='maybe'), "resume='maybe' is a str; expected bool"),
+    (dict(hidden_dim=2.5), 'hidden_dim=2.5 is a float; expected int or None')]
 
 
-@pytest.mark.parametrize('options, message', BAD, ids=lambda v: '-'.join(f'{k}={x}' for k, x in v.items()) if isinstance(v, dict) else '')
+def said(v): return '-'.join(f'{k}={x}' for k, x in v.items()) if isinstance(v, dict) else ''
+
+
+@pytest.mark.parametrize('options, message', BAD, ids=said)
 def test_bad_parameters_are_named_and_leave_no_folder(images, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=re.escape(message)) as error: make(run_dir=str(tmp_path / 'run'), **options).fit(images)
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        make(run_dir=str(tmp_path / 'run'), **options).fit(images)
     assert '\n' not in str(error.value) and os.listdir(tmp_path) == []
 
 
 def bad_arrays():
     x = np.zeros((50, 8, 8), np.uint8)
-    return [(x, None, 'has no labels to count, so n_clusters must be given'), (x, np.zeros(50), 'n_clusters=1 is too small; expected at least 2'), (x, np.zeros(49), 'y has shape (49,) for 50 samples'),
-            (np.full((50, 8, 8), np.nan), np.arange(50) % 2, 'holds NaN'), (np.zeros(50), None, 'has shape (50,)'), (x[:0], None, 'has shape (0, 8, 8)'), (x.astype(str), None, 'has dtype'),
-            (np.zeros((50, 8, 8, 8)), None, 'expected 1 or 3 channels'), (x - 1., None, 'has values from -1 to -1'), (x[:1], [0], 'n_clusters=1 is too small')]
+    return [
+        (x, None, 'has no labels to count, so n_clusters must be given'),
+        (x, np.zeros(50), 'n_clusters=1 is too small; expected at least 2'),
+        (x, np.zeros(49), 'y has shape (49,) for 50 samples'),
+        (np.full((50, 8, 8), np.nan), np.arange(50) % 2, 'holds NaN'),
+        (np.zeros(50), None, 'has shape (50,)'),
+        (x[:0], None, 'has shape (0, 8, 8)'),
+        (x.astype(str), None, 'has dtype'),
+        (np.zeros((50, 8, 8, 8)), None, 'expected 1 or 3 channels'),
+        (x - 1., None, 'has values from -1 to -1'),
+        (x[:1], [0], 'n_clusters=1 is too small')]
 
 
 @pytest.mark.parametrize('x, y, message', bad_arrays(), ids=range(len(bad_arrays())))
@@ -312,13 +362,29 @@ def test_bad_arrays_are_named_and_leave_no_folder(tmp_path, x, y, message):
 # --- NMCE: options
 
 
-@pytest.mark.parametrize('options', [dict(n_views=1), dict(n_views=3), dict(loss='nt_xent'), dict(loss='nt_xent_decoupled'), dict(loss='nt_xent', n_views=3), dict(optimizer='lars'), dict(optimizer='adamw'),
-                                     dict(optimizer='lars', momentum=0), dict(frozen_bn_eval=True), dict(train_pre_feature=False), dict(cluster_z_weight=2.), dict(n_init=1), dict(batch_size=120),
-                                     dict(amp='bf16'), dict(amp='bf16', loss='nt_xent', optimizer='lars'), dict(amp='bf16', n_views=3, frozen_bn_eval=True), dict(z_weight=0., weight_decay=0.)],
+@pytest.mark.parametrize('options', [
+    dict(n_views=1),
+    dict(n_views=3),
+    dict(loss='nt_xent'),
+    dict(loss='nt_xent_decoupled'),
+    dict(loss='nt_xent', n_views=3),
+    dict(optimizer='lars'),
+    dict(optimizer='adamw'),
+    dict(optimizer='lars', momentum=0),
+    dict(frozen_bn_eval=True),
+    dict(train_pre_feature=False),
+    dict(cluster_z_weight=2.),
+    dict(n_init=1),
+    dict(batch_size=120),
+    dict(amp='bf16'),
+    dict(amp='bf16', loss='nt_xent', optimizer='lars'),
+    dict(amp='bf16', n_views=3, frozen_bn_eval=True),
+    dict(z_weight=0., weight_decay=0.)],
                          ids=lambda d: '-'.join(f'{k}={v}' for k, v in d.items()))
 def test_every_option_trains(images, options):
     model = make(**options).fit(images)
-    assert all(np.isfinite(v) for r in model.history_ for v in r.values() if isinstance(v, float)) and len(model.history_) == 6
+    assert all(np.isfinite(v) for r in model.history_ for v in r.values() if isinstance(v, float))
+    assert len(model.history_) == 6
     assert all(v.isfinite().all() for v in weights(model).values()) and np.isfinite(model.embedding_).all()
     assert all(v.dtype in (torch.float32, torch.int64) for v in weights(model).values())
     assert model.embedding_.dtype == np.float32
@@ -326,7 +392,8 @@ def test_every_option_trains(images, options):
 
 def test_bf16_is_close_to_full_precision(images, model):
     half = make(amp='bf16').fit(images)
-    assert half.history_[0]['loss'] != model.history_[0]['loss'] and half.history_[0]['loss'] == pytest.approx(model.history_[0]['loss'], rel=.05)
+    assert half.history_[0]['loss'] != model.history_[0]['loss']
+    assert half.history_[0]['loss'] == pytest.approx(model.history_[0]['loss'], rel=.05)
 
 
 def first_step(images, **options):
@@ -350,7 +417,8 @@ def test_the_objective_of_stage_1_is_its_definition(images, n_views):
     loss, log, z = first_step(images, n_views=n_views, z_weight=7., eps=.3)
     rate = np.mean([slow_rate(v, .3) for v in z])
     pairs = [(z[a] * z[b]).sum(1).mean().item() for a in range(n_views) for b in range(a)] or [1.]
-    assert log == pytest.approx(dict(R=rate, similarity=np.mean(pairs)), rel=1e-4) and loss == pytest.approx(-rate - 7 * np.mean(pairs), rel=1e-4)
+    assert log == pytest.approx(dict(R=rate, similarity=np.mean(pairs)), rel=1e-4)
+    assert loss == pytest.approx(-rate - 7 * np.mean(pairs), rel=1e-4)
 
 
 @pytest.mark.parametrize('kind', ['nt_xent', 'nt_xent_decoupled'])
@@ -362,14 +430,16 @@ def test_the_contrastive_objectives_are_theirs(images, kind):
 
 @pytest.mark.parametrize('optimizer', ['lars', 'adamw'])
 def test_learning_rates_follow_their_schedules(images, optimizer):
-    model = make(optimizer=optimizer, epochs=6, warmup_epochs=3, lr=.01, cluster_epochs=4, cluster_lr=.02, head_lr=.03, finetune_epochs=4, finetune_lr=.004).fit(images)
+    model = make(optimizer=optimizer, epochs=6, warmup_epochs=3, lr=.01, cluster_epochs=4, cluster_lr=.02, head_lr=.03,
+                 finetune_epochs=4, finetune_lr=.004).fit(images)
     rows = {s: [r for r in model.history_ if r['stage'] == s] for s in ('representation', 'cluster_heads', 'fine_tune')}
     rates = [r['lr'] for r in rows['representation']]
     assert rates[:3] == pytest.approx([.01 / 3, .02 / 3, .01]) and rates[2] > rates[3] > rates[4] > rates[5] > 0
     cosine = [(1 + np.cos(np.pi * e / 4)) / 2 for e in range(4)]
     for stage, main, head in (('cluster_heads', .02, .03), ('fine_tune', .004, .03 if optimizer == 'lars' else .004)):
         assert [r['lr_main'] for r in rows[stage]] == pytest.approx([main * c for c in cosine])
-        assert [r['lr_head'] for r in rows[stage]] == pytest.approx([head] * 4 if optimizer == 'lars' else [head * c for c in cosine])
+        heads = [head] * 4 if optimizer == 'lars' else [head * c for c in cosine]
+        assert [r['lr_head'] for r in rows[stage]] == pytest.approx(heads)
 
 
 # --- NMCE: what learns
@@ -377,7 +447,8 @@ def test_learning_rates_follow_their_schedules(images, optimizer):
 
 def parts(model):
     "The parameters, not the buffers, of each part of the network."
-    return {k: torch.cat([p.detach().flatten().clone() for p in m.parameters()]) for k, m in model.network_.named_children()}
+    def joined(m): return torch.cat([p.detach().flatten().clone() for p in m.parameters()])
+    return {k: joined(m) for k, m in model.network_.named_children()}
 
 
 def buffers(model): return torch.cat([b.flatten().double() for b in model.network_.buffers()])
@@ -396,14 +467,15 @@ def test_each_stage_changes_its_parts_and_no_other(images, optimizer, frozen_bn_
         trainer.train(until=stage)
         states.append(parts(model)), statistics.append(buffers(model))
     moved = [changed(a, b) for a, b in zip(states, states[1:])]
-    assert moved == [{'backbone', 'pre_feature', 'projection'}, {'subspace', 'cluster'}, {'backbone', 'subspace', 'cluster'} | ({'pre_feature'} if train_pre_feature else set())]
+    last = {'backbone', 'subspace', 'cluster'} | ({'pre_feature'} if train_pre_feature else set())
+    assert moved == [{'backbone', 'pre_feature', 'projection'}, {'subspace', 'cluster'}, last]
     assert statistics[0].equal(statistics[1]) == frozen_bn_eval and not statistics[1].equal(statistics[2])
 
 
 @pytest.mark.parametrize('late', range(4))
 def test_the_heads_with_the_largest_reduction_over_the_last_epoch_are_kept(images, monkeypatch, late):
     "Not the largest of all epochs, nor the first."
-    model, reductions, calls = make(n_init=4, cluster_epochs=3), nmce.reduction_terms, []
+    model, reductions, calls = make(n_init=4, cluster_epochs=3), stages.reduction_terms, []
     def biased(*args):
         R, *rest = reductions(*args)
         epoch, head = len(calls) // 12, len(calls) % 4        # three steps an epoch, four heads a step
@@ -411,11 +483,13 @@ def test_the_heads_with_the_largest_reduction_over_the_last_epoch_are_kept(image
         return R + 1000 * (epoch < 2 and head == (late + 1) % 4) + 100 * (epoch == 2 and head == late), *rest
     trainer = model.prepare(images)
     trainer.train(until='representation')
-    monkeypatch.setattr(nmce, 'reduction_terms', biased)
+    monkeypatch.setattr(stages, 'reduction_terms', biased)
     trainer.train(until='cluster_heads')
     heads, net = trainer.stages[1], model.network_
-    assert len(calls) == 36 and net.cluster.weight.equal(heads.clusters[late].weight) and net.subspace.weight.equal(heads.subspaces[late].weight)
-    assert sum(net.cluster.weight.equal(c.weight) for c in heads.clusters) == (1 if late == 0 else 2)      # the first pair is the network's own
+    assert len(calls) == 36 and net.cluster.weight.equal(heads.clusters[late].weight)
+    assert net.subspace.weight.equal(heads.subspaces[late].weight)
+    equals = sum(net.cluster.weight.equal(c.weight) for c in heads.clusters)
+    assert equals == (1 if late == 0 else 2)            # the first pair is the network's own
 
 
 def test_heads_learn_apart(images):
@@ -434,16 +508,18 @@ def test_heads_learn_apart(images):
             stage.noise = noise[0] if noise else None
         stage.before_epoch = quiet
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(nmce, 'gumbel_softmax', lambda logits, tau, generator: (logits / tau).softmax(1))
+            patch.setattr(stages, 'gumbel_softmax', lambda logits, tau, generator: (logits / tau).softmax(1))
             trainer.train(until='cluster_heads')
         rates[n_init] = stage.clusters[0].weight.detach().clone()
     torch.testing.assert_close(rates[1], rates[4])
 
 
 def test_starts_of_the_heads_differ_and_follow_from_the_seed(images):
-    def heads(seed): return [c.weight.detach().clone() for c in make(n_init=3, seed=seed).prepare(images).stages[1].clusters]
+    def heads(seed):
+        return [c.weight.detach().clone() for c in make(n_init=3, seed=seed).prepare(images).stages[1].clusters]
     a, b, c = heads(0), heads(0), heads(1)
-    assert all(x.equal(y) for x, y in zip(a, b)) and not any(x.equal(y) for x, y in zip(a, c)) and not any(a[i].equal(a[j]) for i in range(3) for j in range(i))
+    assert all(x.equal(y) for x, y in zip(a, b)) and not any(x.equal(y) for x, y in zip(a, c))
+    assert not any(a[i].equal(a[j]) for i in range(3) for j in range(i))
 
 
 # --- a loss that is not a number
@@ -458,25 +534,63 @@ def test_a_loss_that_is_not_a_number_leaves_a_run_that_can_go_on(images, tmp_pat
         self.steps = getattr(self, 'steps', -1) + 1
         return loss * (float('nan') if self.steps == 3 * 4 + 1 else 1), log       # epoch 4, step 1
     monkeypatch.setattr(ClusterHeads, 'step', bad)
-    with pytest.raises(TrainingError, match=f'stage cluster_heads, epoch 4, step 1; the last good checkpoint is {tmp_path}/run/checkpoint.pt') as error:
+    message = f'stage cluster_heads, epoch 4, step 1; the last good checkpoint is {tmp_path}/run/checkpoint.pt'
+    with pytest.raises(TrainingError, match=message) as error:
         make(**options, run_dir=str(tmp_path / 'run')).fit(images)
     assert '\n' not in str(error.value)
     saved = load_checkpoint(tmp_path / 'run/checkpoint.pt')
-    assert (saved['next_stage'], saved['next_epoch'], saved['rows']) == (1, 3, 5) and all(v.isfinite().all() for v in saved['weights'].values())
+    assert (saved['next_stage'], saved['next_epoch'], saved['rows']) == (1, 3, 5)
+    assert all(v.isfinite().all() for v in saved['weights'].values())
     monkeypatch.setattr(ClusterHeads, 'step', step)
     again = make(**options, run_dir=str(tmp_path / 'run'), resume=True).fit(images)
-    assert equal(weights(whole), weights(again)) and [r['loss'] for r in whole.history_] == [r['loss'] for r in again.history_]
+    assert equal(weights(whole), weights(again))
+    assert [r['loss'] for r in whole.history_] == [r['loss'] for r in again.history_]
 
 
 def test_a_rate_far_too_large_stops_by_itself(images):
-    with pytest.raises(TrainingError, match='the loss is not a number in stage representation, epoch .*, step .*; no checkpoint was made yet; try a smaller learning rate'):
+    message = ('the loss is not a number in stage representation, epoch .*, step .*; no checkpoint was made yet; '
+               'try a smaller learning rate')
+    with pytest.raises(TrainingError, match=message):
         make(optimizer='lars', lr=1e30, warmup_epochs=0, epochs=4).fit(images)
 
 
 def test_everything_of_a_stage_lies_where_the_network_does():
-    from nmc_workbench.methods.nmce.stages import ClusterHeads
-    from nmc_workbench.methods.nmce.config import recipe
     config = NMCE(n_clusters=10, **recipe('digits', (1, 8, 8)))
     network = NMCE._build(config, (1, 8, 8)).to('meta')
     stage = ClusterHeads(network, 1, config)
     assert {t.device.type for t in (*stage.parameters(), *stage.buffers())} == {'meta'}
+
+
+# --- methods as guests
+
+
+def test_nothing_outside_asks_for_a_method_by_its_name():
+    "A method is asked for what it can do, so that a new one is not left out; the spiral's toy is made of NMCE."
+    found = []
+    for path in PACKAGE.rglob('*.py'):
+        place = path.relative_to(PACKAGE)
+        if place.parts[0] == 'methods' or place.as_posix() in ('_modidx.py', 'explore/spiral_lab.py'): continue
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Constant) and node.value in registered(): found.append((str(place), node.lineno))
+            if isinstance(node, ast.alias) and node.name in registered(): found.append((str(place), node.lineno))
+    assert found == []
+
+
+def test_what_a_method_can_do_is_asked_of_its_runs(model, images, tmp_path):
+    model.save(tmp_path / 'model.pt')
+    (tmp_path / 'config.json').write_text('{"method": "NMCE"}')
+    assert method_of(tmp_path) is NMCE and not keeps_merge_tree(tmp_path)
+    (tmp_path / 'config.json').write_text('{"method": "NMC"}')
+    assert keeps_merge_tree(tmp_path)
+    (tmp_path / 'config.json').write_text('{"method": "Unknown"}')
+    assert not keeps_merge_tree(tmp_path)
+    with pytest.raises(InputError, match="unknown method 'Unknown'; known: .*Import the module that defines it"):
+        open_run(tmp_path)
+
+
+def test_a_subclass_keeps_the_constructor_of_its_base():
+    class Mine(NMCE): pass
+    assert registered()['Mine'] is Mine and Mine(n_clusters=3).get_params()['n_clusters'] == 3
+    assert inspect.signature(Mine) == inspect.signature(NMCE)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'clusterz'"): Mine(clusterz=3)
+    base._METHODS.pop('Mine')

@@ -33,8 +33,10 @@ def same(x, eps, min_samples=5):
     return found
 
 
-# scatter: pairs of one mode are 16 times as far apart in 128 dimensions; .02 and .031 are either side of half of eps, .04 is beyond eps
-@pytest.mark.parametrize('scatter, groups', [(0, 7), (.005, 7), (.02, 7), (.028, 7), (.031, None), (.033, None), (.04, 0)])
+# In 128 dimensions the pairs of one mode are 16 times as far apart as the scatter.
+# .02 and .031 lie on either side of half of eps, .04 beyond eps.
+@pytest.mark.parametrize('scatter, groups', [
+    (0, 7), (.005, 7), (.02, 7), (.028, 7), (.031, None), (.033, None), (.04, 0)])
 def test_collapsed_and_less_collapsed(scatter, groups, blocks):
     labels = same(jitter(1200, 128, 7, scatter), .5)
     if groups is not None: assert labels.max() + 1 == groups
@@ -45,7 +47,9 @@ def test_collapsed_and_less_collapsed(scatter, groups, blocks):
 @pytest.mark.parametrize('shape', ['moons', 'circles', 'plane', 'cube'])
 def test_shapes(shape, eps, min_samples, blocks):
     g = np.random.default_rng(1)
-    x = dict(moons=make_moons(700, noise=.05, random_state=0)[0], circles=make_circles(700, noise=.03, factor=.7, random_state=0)[0], plane=g.uniform(size=(700, 2)), cube=g.uniform(size=(700, 6)))[shape]
+    x = dict(moons=make_moons(700, noise=.05, random_state=0)[0],
+             circles=make_circles(700, noise=.03, factor=.7, random_state=0)[0],
+             plane=g.uniform(size=(700, 2)), cube=g.uniform(size=(700, 6)))[shape]
     same(x, eps, min_samples)
 
 
@@ -58,7 +62,8 @@ def test_distances_that_equal_the_radius(eps, min_samples, blocks):
 
 
 def test_dense_and_thin_at_once(blocks):
-    x = np.r_[jitter(600, 20, 4, .02), 3 * np.random.default_rng(0).normal(size=(300, 20)), jitter(300, 20, 40, .02, seed=5)]
+    thin = 3 * np.random.default_rng(0).normal(size=(300, 20))
+    x = np.r_[jitter(600, 20, 4, .02), thin, jitter(300, 20, 40, .02, seed=5)]
     labels = same(x[np.random.default_rng(1).permutation(1200)], .4)
     assert 4 <= labels.max() and (labels < 0).any()
 
@@ -73,7 +78,8 @@ def test_a_chain_of_clusters_that_touch_through_border_points(blocks):
 def test_far_from_the_origin_and_large(blocks):
     x = jitter(800, 8, 5, .02)
     labels = same(x, .3)
-    for y, eps in ((x + 1e5, .3), (x * 1e4, 3e3), (x * 1e-6, 3e-7), (np.r_[x, [[1e6] * 8]], .3)): np.testing.assert_array_equal(same(y, eps)[:800], labels)
+    changed = [(x + 1e5, .3), (x * 1e4, 3e3), (x * 1e-6, 3e-7), (np.r_[x, [[1e6] * 8]], .3)]
+    for y, eps in changed: np.testing.assert_array_equal(same(y, eps)[:800], labels)
 
 
 def test_types_and_small_sets():
@@ -86,10 +92,13 @@ def test_types_and_small_sets():
 
 def test_pairs_are_exact():
     g = np.random.default_rng(3)
-    for x in (g.normal(size=(200, 64)), g.normal(size=(200, 64)) + 1e7, g.integers(0, 4, (200, 12)) / 1., 1e9 + g.integers(0, 1000, (200, 1))):
+    plain, far = g.normal(size=(200, 64)), g.normal(size=(200, 64)) + 1e7
+    grid, line = g.integers(0, 4, (200, 12)) / 1., 1e9 + g.integers(0, 1000, (200, 1))
+    every = np.arange(200)
+    for x in (plain, far, grid, line):
         d = np.sqrt(np.square(x[:, None] - x[None]).sum(-1))
         for radius in np.unique(d)[[5, 30, -20]]:      # each the distance of some pair, to the bit
-            np.testing.assert_array_equal(m._Pairs(x, radius).within(np.arange(200), np.arange(200), radius), d <= radius)
+            np.testing.assert_array_equal(m._Pairs(x, radius).within(every, every, radius), d <= radius)
 
 
 def test_balls_hold_their_points():
@@ -119,15 +128,18 @@ def test_modes_are_means():
 def test_noise_belongs_to_no_mode():
     x = np.r_[np.zeros((10, 3)), [[9., 9, 9]], np.ones((10, 3)) * 3]
     found = deduplicate(x, np.r_[np.ones(10), 100, np.zeros(10)])
-    assert found.members[10] == -1 and np.allclose(found.heights, [1, 0]) and np.allclose(found.centres, [[0] * 3, [3] * 3])
+    assert found.members[10] == -1
+    assert np.allclose(found.heights, [1, 0]) and np.allclose(found.centres, [[0] * 3, [3] * 3])
     assert assign(x, found.centres)[10] == 1
 
 
 @pytest.mark.parametrize('n, k', [(30, 4), (2000, 20), (150, 4), (6400, 64), (7000, 64)])
 def test_kmeans_stands_in_and_says_so(n, k):
     x = 100 * np.random.default_rng(0).normal(size=(n, 5))
-    with pytest.warns(UserWarning, match=f'k-means with {k} clusters stands in.*dbscan_eps') as told: found = deduplicate(x, np.zeros(n), seed=1)
-    assert told[0].filename == __file__ and found.fallback and len(found) == k and 'k-means' in repr(found)
+    with pytest.warns(UserWarning, match=f'k-means with {k} clusters stands in.*dbscan_eps') as caught:
+        found = deduplicate(x, np.zeros(n), seed=1)
+    assert caught[0].filename == __file__
+    assert found.fallback and len(found) == k and 'k-means' in repr(found)
     assert sorted(np.unique(found.members)) == list(range(k)) and found.centres.shape == (k, 5)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -142,10 +154,18 @@ def test_nearest_centre():
     assert assign(x, c[:1]).tolist() == [0] * 500
 
 
-@pytest.mark.parametrize('call, said', [
-    (lambda x, p: deduplicate(x[:4], p[:4]), 'n_samples=4 < min_samples=5'), (lambda x, p: deduplicate(x, p[:-1]), '19 values for 20'), (lambda x, p: deduplicate(x * np.nan, p), 'endpoints holds 60'),
-    (lambda x, p: deduplicate(x, p + np.inf), 'phi holds 20'), (lambda x, p: deduplicate(x, p, eps=0), 'eps=0'), (lambda x, p: dbscan(x, -1), 'eps=-1'), (lambda x, p: dbscan(x, .5, 0), 'min_samples=0'),
-    (lambda x, p: dbscan(x[0]), r'\(3,\)'), (lambda x, p: assign(x, x[:, :2]), '3 dimensions and centres 2'), (lambda x, p: assign(x, x[:0]), r'centres has shape \(0, 3\)'), (lambda x, p: dbscan(x, np.nan), 'eps=nan')])
-def test_bad_inputs(call, said):
-    with pytest.raises(InputError, match=said) as e: call(np.zeros((20, 3)), np.zeros(20))
+@pytest.mark.parametrize('call, why', [
+    (lambda x, p: deduplicate(x[:4], p[:4]), 'n_samples=4 < min_samples=5'),
+    (lambda x, p: deduplicate(x, p[:-1]), '19 values for 20'),
+    (lambda x, p: deduplicate(x * np.nan, p), 'endpoints holds 60'),
+    (lambda x, p: deduplicate(x, p + np.inf), 'phi holds 20'),
+    (lambda x, p: deduplicate(x, p, eps=0), 'eps=0'),
+    (lambda x, p: dbscan(x, -1), 'eps=-1'),
+    (lambda x, p: dbscan(x, .5, 0), 'min_samples=0'),
+    (lambda x, p: dbscan(x[0]), r'\(3,\)'),
+    (lambda x, p: assign(x, x[:, :2]), '3 dimensions and centres 2'),
+    (lambda x, p: assign(x, x[:0]), r'centres has shape \(0, 3\)'),
+    (lambda x, p: dbscan(x, np.nan), 'eps=nan')])
+def test_bad_inputs(call, why):
+    with pytest.raises(InputError, match=why) as e: call(np.zeros((20, 3)), np.zeros(20))
     assert '\n' not in str(e.value)

@@ -9,9 +9,14 @@ from nmc_workbench.nets.backbones import backbone, names
 from nmc_workbench.nets.heads import KINDS, SubspaceNet, check_input
 
 # name: parameters, channels, feature dimension, side of a small input
-TABLE = dict(resnet10mnist=(4_896_960, 1, 512, 16), resnet10imgs=(1_226_336, 1, 256, 32), resnet18imgs=(2_794_976, 1, 256, 32),
-             resnet18cifar=(11_168_832, 3, 512, 16), resnet34cifar=(21_276_992, 3, 512, 16), resnet18stl10=(11_171_904, 3, 512, 32),
-             resnet34stl10=(21_280_064, 3, 512, 32))
+TABLE = dict(
+    resnet10mnist=(4_896_960, 1, 512, 16),
+    resnet10imgs=(1_226_336, 1, 256, 32),
+    resnet18imgs=(2_794_976, 1, 256, 32),
+    resnet18cifar=(11_168_832, 3, 512, 16),
+    resnet34cifar=(21_276_992, 3, 512, 16),
+    resnet18stl10=(11_171_904, 3, 512, 32),
+    resnet34stl10=(21_280_064, 3, 512, 32))
 
 
 def count(module):
@@ -24,14 +29,16 @@ def test_parameters_and_shapes(name):
     net, feature_dim = backbone(name)
     assert (count(net), feature_dim) == (n, dim)
     assert net.eval()(torch.rand(2, channels, side, side)).shape == (2, dim)
-    assert not any('bias' in k for k, m in net.named_parameters() if isinstance(net.get_submodule(k.rpartition('.')[0]), torch.nn.Conv2d))
+    convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert convolutions and all(m.bias is None for m in convolutions)
 
 
 def test_same_function_as_torchvision():
     "With the same weights, an own net equals torchvision's with its first layer replaced."
     net, _ = backbone('resnet18cifar')
     ref = torchvision.models.resnet18(weights=None)
-    ref.conv1, ref.maxpool, ref.fc = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity(), torch.nn.Identity()
+    ref.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    ref.maxpool, ref.fc = torch.nn.Identity(), torch.nn.Identity()
     ref.load_state_dict(net.state_dict())
     x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for mode in (True, False): torch.testing.assert_close(net.train(mode)(x), ref.train(mode)(x))
@@ -42,7 +49,8 @@ def test_initial_weights(name, fan_out):
     net, _ = initialised(lambda: backbone(name), seed=0)
     for conv in (net.layer1[0].conv1, net.layer3[0].conv1, net.layer3[0].downsample[0], net.layer4[1].conv2):
         fan_in, outs = conv.weight[0].numel(), conv.weight[:, 0].numel()
-        want = (2 / outs) ** .5 if fan_out else (1 / (3 * fan_in)) ** .5     # normal of that deviation; uniform within 1 / sqrt(fan in)
+        # normal with that deviation; or uniform within 1 / sqrt(fan in)
+        want = (2 / outs) ** .5 if fan_out else (1 / (3 * fan_in)) ** .5
         assert conv.weight.std().item() == pytest.approx(want, rel=.02)
     fan_in = net.conv1.weight[0].numel()
     assert net.conv1.weight.abs().max().item() <= fan_in ** -.5 + 1e-6       # the first layer starts as PyTorch's own
@@ -52,9 +60,11 @@ def test_original_has_as_many_parameters():
     net = SubspaceNet(*backbone('resnet18cifar'), z_dim=128, n_clusters=10)
     assert count(net) - count(net.projection) == 13_843_658 and count(net.pre_feature) == 2_109_440
     keys = {k for k in net.state_dict() if not k.startswith('backbone')}
-    assert keys == {f'pre_feature.{k}' for k in ('0.weight', '0.bias', '1.weight', '1.bias', '1.running_mean', '1.running_var', '1.num_batches_tracked')} | {
+    hidden = ('0.weight', '0.bias', '1.weight', '1.bias', '1.running_mean', '1.running_var', '1.num_batches_tracked')
+    assert keys == {f'pre_feature.{k}' for k in hidden} | {
         f'{h}.{k}' for h in ('projection', 'subspace', 'cluster') for k in ('weight', 'bias')}
-    assert {'backbone.conv1.weight', 'backbone.bn1.running_var', 'backbone.layer1.0.conv1.weight', 'backbone.layer2.0.downsample.0.weight'} <= set(net.state_dict())
+    assert {f'backbone.{k}' for k in ('conv1.weight', 'bn1.running_var', 'layer1.0.conv1.weight',
+                                      'layer2.0.downsample.0.weight')} <= set(net.state_dict())
 
 
 @pytest.mark.parametrize('side', [8, 16, 28])
@@ -62,15 +72,18 @@ def test_smallconv(side):
     net, dim = backbone('smallconv', width=16)
     assert dim == 64 and net(torch.rand(3, 1, side, side)).shape == (3, 64)
     x = torch.rand(3, 1, side, side)
-    torch.testing.assert_close(net.eval()(x), net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)), rtol=1e-4, atol=1e-5)
+    want, last = net.eval()(x), torch.channels_last
+    torch.testing.assert_close(want, net.to(memory_format=last)(x.to(memory_format=last)), rtol=1e-4, atol=1e-5)
 
 
 def test_mlp():
     net, dim = backbone('mlp', width=32, depth=3)
-    assert dim == 32 and [type(m).__name__ for m in net] == ['Linear', 'ELU'] * 3 and net(torch.rand(5, 2)).shape == (5, 32)
+    assert dim == 32 and [type(m).__name__ for m in net] == ['Linear', 'ELU'] * 3
+    assert net(torch.rand(5, 2)).shape == (5, 32)
 
 
-@pytest.mark.parametrize('model, dim, side', [('resnet18', 512, 64), ('mobilenet_v3_small', 1024, 64), ('densenet121', 1024, 64), ('convnext_tiny', 768, 64),
+@pytest.mark.parametrize('model, dim, side', [('resnet18', 512, 64), ('mobilenet_v3_small', 1024, 64),
+                                              ('densenet121', 1024, 64), ('convnext_tiny', 768, 64),
                                               ('shufflenet_v2_x0_5', 1024, 64), ('googlenet', 1024, 64)])
 def test_torchvision_models_without_their_last_layer(model, dim, side):
     net, feature_dim = backbone(f'torchvision:{model}', channels=1)
@@ -82,10 +95,12 @@ def test_heads():
     x = torch.rand(5, 1, 8, 8)
     net.eval()
     out = {k: net.features(x, k) for k in KINDS}
-    assert {k: tuple(v.shape) for k, v in out.items()} == dict(pool=(5, 32), pre_feature=(5, 20), projection=(5, 6), subspace=(5, 6), cluster=(5, 4))
+    want = dict(pool=(5, 32), pre_feature=(5, 20), projection=(5, 6), subspace=(5, 6), cluster=(5, 4))
+    assert {k: tuple(v.shape) for k, v in out.items()} == want
     for k in ('projection', 'subspace'): torch.testing.assert_close(out[k].norm(dim=1), torch.ones(5))
     z, logits = net(x)
-    assert torch.equal(z, out['subspace']) and torch.equal(logits, out['cluster']) and torch.equal(net.project(x), out['projection'])
+    assert torch.equal(z, out['subspace']) and torch.equal(logits, out['cluster'])
+    assert torch.equal(net.project(x), out['projection'])
     assert net.features(x.bfloat16().float(), 'pool').dtype == torch.float32
     with torch.autocast('cpu', torch.bfloat16): assert net.project(x).dtype == torch.float32
 

@@ -18,9 +18,9 @@ from nmc_workbench.core.files import write_torch
 from nmc_workbench.data import load
 from nmc_workbench.evaluation.features import extract
 from nmc_workbench.methods.base import open_run
-from nmc_workbench.methods.nmc import estimator as nmc
 from nmc_workbench.methods.nmc import encoders as nmc_encoders
-from nmc_workbench.methods.nmc import mode_clustering as nmc_found
+from nmc_workbench.methods.nmc import mode_clustering
+from nmc_workbench.methods.nmc.network import participation
 from nmc_workbench.methods import NMC, NMCConfig, NMCE
 from nmc_workbench.methods.config import RunConfig, with_recipe
 from nmc_workbench.methods.nmc.config import RECIPES, recipe
@@ -31,7 +31,8 @@ from nmc_workbench.runs.metrics_log import read_metrics
 from .bench.bench_nmc import mixture
 
 ROOT = Path(__file__).resolve().parents[1]
-OPEN = {'limit', 'size', 'n_clusters', 'run_dir', 'save_dir', 'recipe', 'num_workers', 'encoder_weights', 'augment', 'embedding_dim', 'tau', 'encoder'}
+OPEN = {'limit', 'size', 'n_clusters', 'run_dir', 'recipe', 'num_workers', 'encoder_weights', 'augment',
+        'embedding_dim', 'tau', 'encoder'}
 SMALL = dict(epochs=20, batch_size=100, potential_hidden=32, device='cpu')
 
 
@@ -43,7 +44,8 @@ def digits(): return load('digits', limit=300)
 def encoder(digits, tmp_path_factory):
     "The folder of a run that ends with its first stage."
     folder = tmp_path_factory.mktemp('encoder') / 'run'
-    NMCE(stages='representation', clusters='kmeans', epochs=15, batch_size=100, device='cpu', run_dir=str(folder)).fit(digits)
+    first_stage = dict(stages='representation', clusters='kmeans', epochs=15, batch_size=100, device='cpu')
+    NMCE(**first_stage, run_dir=str(folder)).fit(digits)
     return folder
 
 
@@ -58,7 +60,8 @@ def run(digits, encoder, tmp_path_factory):
 
 def test_every_parameter_is_documented():
     comments = {k: v for cls in (RunConfig, NMCConfig) for k, v in docments(cls).items() if v}
-    for f in dataclasses.fields(NMCConfig): assert len(comments[f.name]) > 5 and f.metadata and not comments[f.name].endswith('.'), f.name
+    for f in dataclasses.fields(NMCConfig):
+        assert len(comments[f.name]) > 5 and f.metadata and not comments[f.name].endswith('.'), f.name
     hints = typing.get_type_hints(NMCConfig)
     for f in dataclasses.fields(NMCConfig): assert f.default is None or isinstance(f.default, hints[f.name]), f.name
 
@@ -70,26 +73,25 @@ def test_recipes_set_every_open_parameter(name):
 
 
 def test_options_of_the_original_have_their_names():
-    seed = 'dataset data_dir batch_size input_size num_workers embedding_dim potential_hidden potential_depth train_projection epochs lr lambda_inv inv_mode step_size max_steps tau_percentile cache_embeddings amp seed save_dir plot'
-    more = 'tau dbscan_eps dbscan_min_samples k_neighbors potential_norm dsm_weight encoder'
-    assert set(f'{seed} {more}'.split()) <= set(NMCConfig.names())
-    c = RECIPES['seed']
-    assert (c['embedding_dim'], c['potential_hidden'], c['potential_depth'], c['epochs'], c['batch_size'], c['lr'], c['lambda_inv'], c['inv_mode']) == (128, 512, 4, 50, 256, 1e-3, .1, 'endpoint')
-    assert (c['step_size'], c['max_steps'], c['dbscan_eps'], c['dbscan_min_samples'], c['k_neighbors'], c['tau_percentile'], c['input_size'], c['clip']) == (.2, 20, .5, 5, 10, 30, 224, 5)
+    asked = '''dataset data_dir batch_size input_size num_workers embedding_dim potential_hidden potential_depth
+               train_projection epochs lr lambda_inv inv_mode step_size max_steps tau_percentile cache_embeddings
+               amp seed save_dir plot tau dbscan_eps dbscan_min_samples k_neighbors potential_norm dsm_weight encoder'''
+    assert set(asked.split()) <= set(NMCConfig.names()) | set(NMCConfig.aliases)
+    values = dict(
+        embedding_dim=128, potential_hidden=512, potential_depth=4, epochs=50, batch_size=256, lr=1e-3, lambda_inv=.1,
+        inv_mode='endpoint', step_size=.2, max_steps=20, dbscan_eps=.5, dbscan_min_samples=5, k_neighbors=10,
+        tau_percentile=30, input_size=224, clip=5)
+    assert {k: RECIPES['seed'][k] for k in values} == values
+
+
+def test_save_dir_is_run_dir():
+    assert NMCConfig.from_names(dict(save_dir='runs/here')).run_dir == 'runs/here'
+    with pytest.raises(InputError, match="run_dir='runs/here'"): NMC(save_dir='runs/here')
 
 
 def test_none_is_a_value_where_it_is_a_choice():
-    assert NMCConfig(potential_norm='none').checked().potential_norm == 'none' and NMCConfig(encoder='none').checked().encoder is None
-
-
-def test_the_notebooks_parameters_are_the_configs():
-    cell = next(c for c in json.loads((ROOT / 'nbs/train_nmc.ipynb').read_text())['cells'] if 'parameters' in c['metadata'].get('tags', []))
-    lines = {line.split(':')[0]: line for line in ''.join(cell['source']).splitlines()}
-    comments = {k: v for cls in (RunConfig, NMCConfig) for k, v in docments(cls).items() if v}
-    assert list(lines) == NMCConfig.names()
-    for f in dataclasses.fields(NMCConfig): assert f'= {f.default!r}  # {comments[f.name]}' in lines[f.name]
-    told = subprocess.run([sys.executable, '-m', 'papermill', '--help-notebook', str(ROOT / 'nbs/train_nmc.ipynb')], capture_output=True, text=True, check=True)
-    assert 'Unable to parse' not in told.stdout + told.stderr
+    assert NMCConfig(potential_norm='none').checked().potential_norm == 'none'
+    assert NMCConfig(encoder='none').checked().encoder is None
 
 
 # --- what it finds
@@ -103,7 +105,8 @@ def test_mixtures_have_as_many_clusters_as_modes(d, n_modes):
 
 
 def test_digits_need_no_number_of_clusters(run):
-    assert run.config_.n_clusters is None and run.results_['n_clusters'] == run.n_clusters_ == len(set(run.labels_.tolist()))
+    assert run.config_.n_clusters is None
+    assert run.results_['n_clusters'] == run.n_clusters_ == len(set(run.labels_.tolist()))
     np.testing.assert_allclose(np.linalg.norm(run.embedding_, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(run.endpoints_, axis=1), 1, atol=1e-5)
 
@@ -112,7 +115,7 @@ def test_digits_need_no_number_of_clusters(run):
 
 
 def test_thresholds_relabel_from_the_tree(run, monkeypatch):
-    monkeypatch.setattr(nmc_found, 'ascend', None)        # nothing is climbed again
+    monkeypatch.setattr(mode_clustering, 'ascend', None)        # nothing is climbed again
     kept, most, least = run.tau_, len(run.diagram_), int(np.isinf(run.diagram_.deaths).sum())
     for k in range(least, most + 1):
         run.n_clusters_ = k
@@ -137,7 +140,8 @@ def test_n_clusters_as_a_parameter_sets_the_threshold():
 def test_the_diagram_tells_members_and_deaths(run):
     d = run.diagram_
     assert sorted(np.concatenate([d.members(i) for i in range(len(d))]).tolist()) == list(range(len(run.labels_)))
-    assert (d.births[:-1] >= d.births[1:]).all() and (np.isinf(d.deaths) == np.isnan(d.passes).all(1)).all() and (d.persistence > 0).all()
+    assert (d.births[:-1] >= d.births[1:]).all() and (np.isinf(d.deaths) == np.isnan(d.passes).all(1)).all()
+    assert (d.persistence > 0).all()
     heights = run.network_.potential(torch.from_numpy(d.passes[np.isfinite(d.deaths)]).float()).detach().numpy()
     np.testing.assert_allclose(heights, d.deaths[np.isfinite(d.deaths)], atol=.05)
 
@@ -152,7 +156,8 @@ def test_predict_agrees_with_the_fit_and_survives_the_disk(run, digits, encoder,
     try: other = NMC.load(tmp_path / 'model.pt', 'cpu')
     finally: moved.rename(encoder)
     np.testing.assert_allclose(other.transform(digits), run.transform(digits), atol=1e-6)
-    assert (other.labels_ == run.labels_).all() and other.tau_ == run.tau_ and (other.predict(digits) == run.predict(digits)).all()
+    assert (other.labels_ == run.labels_).all() and other.tau_ == run.tau_
+    assert (other.predict(digits) == run.predict(digits)).all()
     other.n_clusters_ = len(other.diagram_)
     assert len(set(other.labels_.tolist())) == len(other.diagram_)
 
@@ -170,10 +175,16 @@ def test_another_run_can_use_its_encoder(run, digits):
 def test_all_that_the_original_writes(run, digits):
     folder = run.run_.folder
     saved = torch.load(folder / 'nmc_model.pt', weights_only=True)
-    assert saved.keys() == {'projection', 'potential', 'config'} and saved['potential'].keys() == run.network_.potential.state_dict().keys()
-    for name, value in dict(predictions=run.labels_, true_labels=digits.labels.numpy(), endpoints=run.endpoints_, endpoints_aug=run.endpoints_aug_).items(): assert np.array_equal(np.load(folder / f'{name}.npy'), value)
+    assert saved.keys() == {'projection', 'potential', 'config'}
+    assert saved['potential'].keys() == run.network_.potential.state_dict().keys()
+    arrays = dict(predictions=run.labels_, true_labels=digits.labels.numpy(), endpoints=run.endpoints_,
+                  endpoints_aug=run.endpoints_aug_)
+    for name, value in arrays.items():
+        assert np.array_equal(np.load(folder / f'{name}.npy'), value)
     results = json.loads((folder / 'results.json').read_text())
-    assert results.keys() >= {'acc', 'nmi', 'ari', 'n_clusters', 'n_classes', 'loss_history', 'tau_value', 'n_immortals', 'stability_threshold', 'Stability@Aug', 'Stability@Aug(eps)', 'Stability@Assign'}
+    assert results.keys() >= {
+        'acc', 'nmi', 'ari', 'n_clusters', 'n_classes', 'loss_history', 'tau_value', 'n_immortals',
+        'stability_threshold', 'Stability@Aug', 'Stability@Aug(eps)', 'Stability@Assign'}
     assert len(results['loss_history']) == 20 and results['n_classes'] == 10
     rows = (folder / 'comparison.csv').read_text().splitlines()
     assert rows[0] == 'method,acc,nmi,ari,n_clusters' and rows[1].startswith('NMC,') and len(rows) >= 3
@@ -182,18 +193,24 @@ def test_all_that_the_original_writes(run, digits):
 
 def test_stability_in_closed_form():
     a = np.array([[0., 0], [1, 0], [5, 0], [6, 0]])
-    found = nmc_found.stability(a, a + [[0, .1], [0, .2], [0, .3], [0, 4.]], np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]), .5)
-    assert found['Stability@Aug'] == .5 and found['stability_threshold'] == pytest.approx(.25) and found['Stability@Aug(eps)'] == .75 and found['Stability@Assign'] == .75
+    b = a + [[0, .1], [0, .2], [0, .3], [0, 4.]]
+    found = mode_clustering.stability(a, b, np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]), .5)
+    assert found['Stability@Aug'] == .5 and found['stability_threshold'] == pytest.approx(.25)
+    assert found['Stability@Aug(eps)'] == .75 and found['Stability@Assign'] == .75
 
 
 # --- training
 
 
-STILL = 'digits(degrees=0., shift=0., zoom=(1., 1.), shear=0., brightness=None)'      # a strong view that is always the same
+# a strong view that is always the same
+STILL = 'digits(degrees=0., shift=0., zoom=(1., 1.), shear=0., brightness=None)'
 
 
 def test_cached_and_uncached_training_have_one_loss_curve(digits, encoder):
-    def curve(cache): return [r['loss'] for r in NMC(encoder=f'run:{encoder}', augment=STILL, lambda_inv=.1, cache_embeddings=cache, **{**SMALL, 'epochs': 4}).prepare(digits).train()]
+    def curve(cache):
+        model = NMC(encoder=f'run:{encoder}', augment=STILL, lambda_inv=.1, cache_embeddings=cache,
+                    **{**SMALL, 'epochs': 4})
+        return [r['loss'] for r in model.prepare(digits).train()]
     np.testing.assert_allclose(curve(True), curve(False), rtol=1e-4)
 
 
@@ -210,17 +227,20 @@ def test_a_stale_or_broken_cache_is_made_again(digits, encoder, tmp_path):
         assert nmc_encoders.cache_features(batches(1), tmp_path) != path       # another seed draws other views
     saved = load_checkpoint(path)
     write_torch(path, dict(saved, key=dict(saved['key'], encoder='another'), features=saved['features'] + 1))
-    with pytest.warns(UserWarning, match='was made from something else; it is made again'): nmc_encoders.cache_features(fresh := batches(), tmp_path)
+    with pytest.warns(UserWarning, match='was made from something else; it is made again'):
+        nmc_encoders.cache_features(fresh := batches(), tmp_path)
     assert fresh.cached.equal(first.cached)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match='cannot be read; it is made again'): nmc_encoders.cache_features(fresh := batches(), tmp_path)
+    with pytest.warns(UserWarning, match='cannot be read; it is made again'):
+        nmc_encoders.cache_features(fresh := batches(), tmp_path)
     assert fresh.cached.equal(first.cached) and load_checkpoint(path)['key'] == saved['key']
 
 
 def test_the_weights_that_stay_are_those_of_the_best_epoch(digits, encoder):
     model = NMC(encoder=f'run:{encoder}', **{**SMALL, 'epochs': 6})
     trainer = model.prepare(digits)
-    stage, seen, sums = trainer.stages[0], [], [3., 1., 2., 5., 1., 6.]       # of the losses of an epoch, as if they were these
+    stage, seen = trainer.stages[0], []
+    sums = [3., 1., 2., 5., 1., 6.]             # what the losses of an epoch shall sum to
     after = stage.after_epoch
     def told(epoch):
         seen.append({k: v.clone() for k, v in model.network_.potential.state_dict().items()})
@@ -228,21 +248,27 @@ def test_the_weights_that_stay_are_those_of_the_best_epoch(digits, encoder):
         return after(epoch)
     stage.after_epoch = told
     rows = trainer.train()
-    assert all(v.equal(seen[1][k]) for k, v in model.network_.potential.state_dict().items()) and not seen[1]['layers.0.weight'].equal(seen[5]['layers.0.weight'])
+    assert all(v.equal(seen[1][k]) for k, v in model.network_.potential.state_dict().items())
+    assert not seen[1]['layers.0.weight'].equal(seen[5]['layers.0.weight'])
     assert [round(r['best_loss'] * 3, 5) for r in rows] == [3, 1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize('options', [dict(recipe='seed', cache_embeddings=True), dict(recipe='seed', potential_norm='none', dsm_weight='sigma2', inv_mode='gradcos'), dict(projection='xavier', train_projection=True, embedding_dim=8, lambda_inv=.1),
-                                     dict(amp='bf16', lambda_inv=.1)], ids=['seed', 'gradcos', 'projection', 'bf16'])
+@pytest.mark.parametrize('options', [
+    dict(recipe='seed', cache_embeddings=True),
+    dict(recipe='seed', potential_norm='none', dsm_weight='sigma2', inv_mode='gradcos'),
+    dict(projection='xavier', train_projection=True, embedding_dim=8, lambda_inv=.1),
+    dict(amp='bf16', lambda_inv=.1)], ids=['seed', 'gradcos', 'projection', 'bf16'])
 def test_options_train_and_give_finite_numbers(options, digits, encoder):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         model = NMC(encoder=f'run:{encoder}', **{**SMALL, 'epochs': 2, **options}).fit(digits)
-    assert all(np.isfinite(r['loss']) for r in model.history_) and np.isfinite(model.endpoints_).all() and len(model.labels_) == 300
+    assert all(np.isfinite(r['loss']) for r in model.history_) and np.isfinite(model.endpoints_).all()
+    assert len(model.labels_) == 300
 
 
 def test_a_trainable_projection_learns_with_a_cache(digits, encoder):
-    model = NMC(encoder=f'run:{encoder}', projection='xavier', train_projection=True, embedding_dim=8, cache_embeddings=True, **{**SMALL, 'epochs': 2})
+    model = NMC(encoder=f'run:{encoder}', projection='xavier', train_projection=True, embedding_dim=8,
+                cache_embeddings=True, **{**SMALL, 'epochs': 2})
     trainer = model.prepare(digits)
     before = model.network_.projection.weight.detach().clone()
     trainer.train()
@@ -267,14 +293,21 @@ model.finish()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('options', [dict(), dict(recipe='seed', cache_embeddings=False, potential_hidden=16)], ids=['recipe', 'seed'])
+@pytest.mark.parametrize('options', [
+    dict(),
+    dict(recipe='seed', cache_embeddings=False, potential_hidden=16)], ids=['recipe', 'seed'])
 def test_killed_and_resumed_ends_with_the_same_bits(options, encoder, tmp_path):
-    def go(name, at=-1, **more): return subprocess.run([sys.executable, '-c', KILLED, json.dumps({**SMALL, 'epochs': 6, 'encoder': f'run:{encoder}', 'checkpoint_every': 2, 'run_dir': str(tmp_path / name), **options, **more}), str(at)], cwd=ROOT, capture_output=True, text=True)
+    def go(name, at=-1, **more):
+        given = {**SMALL, 'epochs': 6, 'encoder': f'run:{encoder}', 'checkpoint_every': 2,
+                 'run_dir': str(tmp_path / name), **options, **more}
+        command = [sys.executable, '-c', KILLED, json.dumps(given), str(at)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert go('whole').returncode == 0
     assert go('parts', at=4).returncode == -9 and go('parts', resume=True).returncode == 0
     whole, parts = (load_checkpoint(tmp_path / n / 'model.pt')['weights'] for n in ('whole', 'parts'))
     assert all(v.equal(parts[k]) for k, v in whole.items())
-    assert [r['loss'] for r in read_metrics(tmp_path / 'whole')] == [r['loss'] for r in read_metrics(tmp_path / 'parts')]
+    losses = [[r['loss'] for r in read_metrics(tmp_path / n)] for n in ('whole', 'parts')]
+    assert losses[0] == losses[1]
     assert np.array_equal(np.load(tmp_path / 'whole/predictions.npy'), np.load(tmp_path / 'parts/predictions.npy'))
 
 
@@ -283,27 +316,34 @@ def test_killed_and_resumed_ends_with_the_same_bits(options, encoder, tmp_path):
 
 def test_a_torchvision_encoder_from_a_local_file(tmp_path):
     net, _ = backbone('torchvision:resnet18')
-    write_torch(tmp_path / 'resnet18.pth', {**net.state_dict(), 'fc.weight': torch.zeros(1000, 512), 'fc.bias': torch.zeros(1000)})
+    last_layer = {'fc.weight': torch.zeros(1000, 512), 'fc.bias': torch.zeros(1000)}
+    write_torch(tmp_path / 'resnet18.pth', {**net.state_dict(), **last_layer})
     images = np.random.default_rng(0).integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
-    options = dict(encoder='torchvision:resnet18', input_size=32, dbscan_min_samples=2, potential_hidden=16, epochs=2, batch_size=8, device='cpu')
-    model = NMC(**options, encoder_weights=str(tmp_path / 'resnet18.pth'), recipe='seed', run_dir=str(tmp_path / 'run')).fit(images)
+    weights = str(tmp_path / 'resnet18.pth')
+    options = dict(encoder='torchvision:resnet18', input_size=32, dbscan_min_samples=2, potential_hidden=16, epochs=2,
+                   batch_size=8, device='cpu')
+    model = NMC(**options, encoder_weights=weights, recipe='seed', run_dir=str(tmp_path / 'run')).fit(images)
     assert model.embedding_.shape == (24, 128) and not model.network_.encoder.training
     x = model.network_.encoder.augment.plain(torch.from_numpy(images))
     mean, std = (torch.tensor(v)[:, None, None] for v in ((.485, .456, .406), (.229, .224, .225)))
     torch.testing.assert_close(model.network_.encoder(x), net.eval()((x - mean) / std))
-    grey = NMC(**options, encoder_weights=str(tmp_path / 'resnet18.pth'), recipe='seed').fit(images[:, :1])
+    grey = NMC(**options, encoder_weights=weights, recipe='seed').fit(images[:, :1])
     assert len(grey.labels_) == 24
     (tmp_path / 'resnet18.pth').unlink()
-    assert (NMC.load(tmp_path / 'run', 'cpu').predict(images) == model.predict(images)).all()        # the run holds the weights
+    loaded = NMC.load(tmp_path / 'run', 'cpu')          # the run holds the weights
+    assert (loaded.predict(images) == model.predict(images)).all()
     write_torch(tmp_path / 'other.pth', {'conv1.weight': torch.zeros(1)})
-    with pytest.raises(InputError, match='does not fit'): NMC(**options, encoder_weights=str(tmp_path / 'other.pth')).fit(images)
+    with pytest.raises(InputError, match='does not fit'):
+        NMC(**options, encoder_weights=str(tmp_path / 'other.pth')).fit(images)
 
 
 def test_weights_that_are_not_to_be_had(monkeypatch, tmp_path):
     def no_network(*args, **kwargs): raise urllib.error.URLError('no route to host')
     monkeypatch.setattr(nmc_encoders, 'load_state_dict_from_url', no_network)
     images = np.zeros((20, 3, 32, 32), np.uint8)
-    with pytest.raises(InputError, match=r'the weights of torchvision:resnet18 are not to be had .*put resnet18-\w+\.pth from https.* at .*checkpoints/resnet18-\w+\.pth, or give encoder_weights') as e:
+    message = (r'the weights of torchvision:resnet18 are not to be had .*put resnet18-\w+\.pth from https.* '
+               r'at .*checkpoints/resnet18-\w+\.pth, or give encoder_weights')
+    with pytest.raises(InputError, match=message) as e:
         NMC(encoder='torchvision:resnet18', run_dir=str(tmp_path / 'run')).fit(images)
     assert '\n' not in str(e.value) and not (tmp_path / 'run').exists()
 
@@ -317,8 +357,9 @@ def test_features_with_a_strong_view():
 
 
 def test_the_dimension_follows_from_the_spectrum():
-    assert nmc.participation(torch.tensor([4., 4, 4, 0, 0])) == 3 and nmc.participation(torch.tensor([1., 0])) == 1
-    x = np.random.default_rng(0).normal(size=(120, 40)).astype('float32') * np.r_[np.full(6, 10.), np.full(34, .01)].astype('float32')
+    assert participation(torch.tensor([4., 4, 4, 0, 0])) == 3 and participation(torch.tensor([1., 0])) == 1
+    spread = np.r_[np.full(6, 10.), np.full(34, .01)].astype('float32')
+    x = np.random.default_rng(0).normal(size=(120, 40)).astype('float32') * spread
     model = NMC(**{**SMALL, 'epochs': 1, 'dbscan_min_samples': 2}).fit(x)
     assert model.embedding_.shape[1] in (5, 6) and recipe('array', (40,))['encoder'] == 'features'
 
@@ -330,33 +371,46 @@ X = np.random.default_rng(0).normal(size=(30, 2)).astype('float32')
 
 
 @pytest.mark.parametrize('options, data, message', [
-    (dict(tau_percentile=101), X, 'tau_percentile=101.0 is too large; expected at most 100'), (dict(tau_percentile=-1), X, 'expected at least 0'),
-    (dict(dbscan_min_samples=31), X, 'n_samples=30 < dbscan_min_samples=31'), (dict(noise_low=2.), X, 'noise_low=2.0 > noise_high=0.2'),
-    (dict(retract='sphere'), X, 'retract=sphere needs embeddings on the sphere; set normalise=true'), (dict(encoder='features'), np.zeros((20, 1, 8, 8), np.uint8), 'encoder=features takes an array'),
-    (dict(encoder='resnet18'), X, "encoder='resnet18'; expected torchvision:"), (dict(encoder='coding_rate'), np.zeros((20, 1, 8, 8), np.uint8), 'is trained by nbs/train_nmc.ipynb'),
-    (dict(encoder='run:nowhere'), X, 'nowhere is not a run folder'), (dict(batch_size=31), X, 'batch_size=31 > n_samples=30'), (dict(projection='pca', embedding_dim=3), X, 'embedding_dim=3 > 2, the number of features'),
-    (dict(), np.where(X > 1, np.nan, X), 'NaN|not finite'), (dict(), np.ones((30, 2), 'float32'), 'all embeddings are the same')])
+    (dict(tau_percentile=101), X, 'tau_percentile=101.0 is too large; expected at most 100'),
+    (dict(tau_percentile=-1), X, 'expected at least 0'),
+    (dict(dbscan_min_samples=31), X, 'n_samples=30 < dbscan_min_samples=31'),
+    (dict(noise_low=2.), X, 'noise_low=2.0 > noise_high=0.2'),
+    (dict(retract='sphere'), X, 'retract=sphere needs embeddings on the sphere; set normalise=true'),
+    (dict(encoder='features'), np.zeros((20, 1, 8, 8), np.uint8), 'encoder=features takes an array'),
+    (dict(encoder='resnet18'), X, "encoder='resnet18'; expected torchvision:"),
+    (dict(encoder='coding_rate'), np.zeros((20, 1, 8, 8), np.uint8), 'is trained by nbs/train_nmc.ipynb'),
+    (dict(encoder='run:nowhere'), X, 'nowhere is not a run folder'),
+    (dict(batch_size=31), X, 'batch_size=31 > n_samples=30'),
+    (dict(projection='pca', embedding_dim=3), X, 'embedding_dim=3 > 2, the number of features'),
+    (dict(), np.where(X > 1, np.nan, X), 'NaN|not finite'),
+    (dict(), np.ones((30, 2), 'float32'), 'all embeddings are the same')])
 def test_bad_input_is_told_in_one_line(options, data, message, tmp_path):
-    with pytest.raises(InputError, match=message) as e: NMC(**{'batch_size': 10, 'epochs': 1, 'device': 'cpu', 'run_dir': str(tmp_path / 'run'), **options}).fit(data)
+    with pytest.raises(InputError, match=message) as e:
+        NMC(**{'batch_size': 10, 'epochs': 1, 'device': 'cpu', 'run_dir': str(tmp_path / 'run'), **options}).fit(data)
     assert '\n' not in str(e.value)
 
 
 def test_views_out_of_step():
-    with pytest.raises(InputError, match=r'views out of step: X has shape \(30, 2\), X_aug \(29, 2\)'): NMC().fit(X, X_aug=X[:29])
+    with pytest.raises(InputError, match=r'views out of step: X has shape \(30, 2\), X_aug \(29, 2\)'):
+        NMC().fit(X, X_aug=X[:29])
 
 
 def test_an_encoder_for_other_images(encoder):
-    with pytest.raises(InputError, match='takes images of 1 x 8 x 8; these are 3 x 8 x 8'): NMC(encoder=f'run:{encoder}').fit(np.zeros((20, 3, 8, 8), np.uint8))
+    with pytest.raises(InputError, match='takes images of 1 x 8 x 8; these are 3 x 8 x 8'):
+        NMC(encoder=f'run:{encoder}').fit(np.zeros((20, 3, 8, 8), np.uint8))
 
 
 def test_no_cluster_at_all_is_seen():
-    with pytest.warns(UserWarning, match='DBSCAN found no cluster.*k-means'): model = NMC(dbscan_eps=1e-6, batch_size=10, epochs=1, device='cpu').fit(X)
+    with pytest.warns(UserWarning, match='DBSCAN found no cluster.*k-means'):
+        model = NMC(dbscan_eps=1e-6, batch_size=10, epochs=1, device='cpu').fit(X)
     assert model.fallback_ and len(model.labels_) == 30
 
 
 def test_one_mode_is_seen():
-    with pytest.warns(UserWarning, match='all samples climb to one mode'): model = NMC(dbscan_eps=100., batch_size=10, epochs=1, device='cpu').fit(X)
-    assert model.n_clusters_ == 1 and set(model.labels_.tolist()) == {0} and len(model.diagram_) == 1 and np.isinf(model.diagram_.deaths).all()
+    with pytest.warns(UserWarning, match='all samples climb to one mode'):
+        model = NMC(dbscan_eps=100., batch_size=10, epochs=1, device='cpu').fit(X)
+    assert model.n_clusters_ == 1 and set(model.labels_.tolist()) == {0} and len(model.diagram_) == 1
+    assert np.isinf(model.diagram_.deaths).all()
 
 
 def test_thresholds_before_a_fit():

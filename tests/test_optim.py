@@ -85,7 +85,8 @@ def test_gradients_and_parameters_without_one_stay():
     grads, last = [p.grad.clone() for p in params[:3]], params[3].detach().clone()
     opt = Lars(params, lr=.1, weight_decay=.1)
     opt.step()
-    assert all(torch.equal(p.grad, g) for p, g in zip(params, grads)) and torch.equal(params[3], last) and params[3] not in opt.state
+    assert all(torch.equal(p.grad, g) for p, g in zip(params, grads))
+    assert torch.equal(params[3], last) and params[3] not in opt.state
 
 
 def test_zero_norms_step_without_decay():
@@ -109,8 +110,12 @@ def test_mixed_types_closure_and_zero_rate():
     assert opt.step(closure) > sum(p.detach().double().square().sum() for p in params)
 
 
-@pytest.mark.parametrize('bad, message', [(dict(lr=-1), 'lr=-1'), (dict(lr=.1, momentum=1.), 'momentum=1.0'), (dict(lr=.1, trust=0.), 'trust=0.0'),
-                                          (dict(lr=.1, weight_decay=math.nan), 'weight_decay=nan')])
+@pytest.mark.parametrize('bad, message', [
+    (dict(lr=-1), 'lr=-1'),
+    (dict(lr=.1, momentum=1.), 'momentum=1.0'),
+    (dict(lr=.1, trust=0.), 'trust=0.0'),
+    (dict(lr=.1, weight_decay=math.nan), 'weight_decay=nan'),
+])
 def test_settings_out_of_range(bad, message):
     with pytest.raises(InputError, match=message): Lars(problem(), **bad)
 
@@ -127,7 +132,8 @@ def test_warmup_cosine_matches_the_scheduler(epochs, warmup):
 
 
 def test_ends_of_the_schedules():
-    assert warmup_cosine(0, 10, .5) == .5 and warmup_cosine(10, 10, .5) == 0 and warmup_cosine(5, 10, .5) == pytest.approx(.25)
+    assert warmup_cosine(0, 10, .5) == .5 and warmup_cosine(10, 10, .5) == 0
+    assert warmup_cosine(5, 10, .5) == pytest.approx(.25)
     assert [gamma_ramp(e, 10, 4, .1, .9) for e in (0, 6, 8, 10, 11)] == pytest.approx([.1, .1, .5, .9, .1])
     for bad in ((-1, 10), (11, 10), (0, 0)):
         with pytest.raises(InputError): warmup_cosine(*bad, .1)
@@ -147,7 +153,8 @@ def svd_step(weight, grad, buffer, lr, momentum):
 def test_muon_steps_along_the_orthogonal_factor(shape):
     g = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(*shape, generator=g, dtype=torch.float64))
-    opt, exact, buffer = optim.Muon([weight], lr=.1, momentum=.9), weight.detach().clone(), torch.zeros(*shape, dtype=torch.float64)
+    opt, exact = optim.Muon([weight], lr=.1, momentum=.9), weight.detach().clone()
+    buffer = torch.zeros(*shape, dtype=torch.float64)
     for _ in range(3):
         weight.grad, before = torch.randn(*shape, generator=g, dtype=torch.float64), weight.detach().clone()
         opt.step()
@@ -165,7 +172,9 @@ def test_muon_treats_matrices_of_a_shape_like_single_ones():
         for p, grad in zip(params, grads): p.grad = grad
         for opt in groups(params): opt.step()
         return torch.stack([p.detach() for p in params])
-    torch.testing.assert_close(stepped(lambda ps: [optim.Muon(ps, lr=.1)]), stepped(lambda ps: [optim.Muon([p], lr=.1) for p in ps]))
+    together = stepped(lambda ps: [optim.Muon(ps, lr=.1)])
+    apart = stepped(lambda ps: [optim.Muon([p], lr=.1) for p in ps])
+    torch.testing.assert_close(together, apart)
 
 
 def test_muon_continues_from_its_state_to_the_bit():
@@ -183,8 +192,12 @@ def test_muon_continues_from_its_state_to_the_bit():
     assert run(None).equal(run(3))
 
 
-@pytest.mark.parametrize('make, message', [(lambda p: optim.Muon([p], lr=0), 'lr=0; expected > 0'), (lambda p: optim.Muon([p], lr=1, momentum=1), 'momentum=1'), (lambda p: optim.Muon([p], lr=1, steps=0), 'steps=0'),
-                                           (lambda p: optim.Muon([torch.nn.Parameter(torch.zeros(2, 3, 3, 3))], lr=1), r'shape \(2, 3, 3, 3\)')])
+@pytest.mark.parametrize('make, message', [
+    (lambda p: optim.Muon([p], lr=0), 'lr=0; expected > 0'),
+    (lambda p: optim.Muon([p], lr=1, momentum=1), 'momentum=1'),
+    (lambda p: optim.Muon([p], lr=1, steps=0), 'steps=0'),
+    (lambda p: optim.Muon([torch.nn.Parameter(torch.zeros(2, 3, 3, 3))], lr=1), r'shape \(2, 3, 3, 3\)'),
+])
 def test_muon_refuses(make, message):
     with pytest.raises(InputError, match=message): make(torch.nn.Parameter(torch.zeros(3, 3)))
 
@@ -194,7 +207,8 @@ def test_muon_refuses(make, message):
 
 def test_unit_adam_is_adam_on_unit_gradients():
     g = torch.Generator().manual_seed(3)
-    grads = [[torch.randn(4, 3, generator=g, dtype=torch.float64), 1e-4 * torch.randn(5, generator=g, dtype=torch.float64)] for _ in range(4)]
+    def draw(*shape): return torch.randn(*shape, generator=g, dtype=torch.float64)
+    grads = [[draw(4, 3), 1e-4 * draw(5)] for _ in range(4)]
     def run(kind, scaled):
         params = [torch.nn.Parameter(torch.ones_like(x)) for x in grads[0]]
         opt = kind(params, .1, (.9, .99), weight_decay=.01)
@@ -202,7 +216,8 @@ def test_unit_adam_is_adam_on_unit_gradients():
             for p, x in zip(params, step): p.grad = x / x.norm() if scaled else x.clone()
             opt.step()
         return params
-    for ours, plain, other in zip(run(optim.UnitAdam, False), run(torch.optim.Adam, True), run(torch.optim.Adam, False)):
+    runs = run(optim.UnitAdam, False), run(torch.optim.Adam, True), run(torch.optim.Adam, False)
+    for ours, plain, other in zip(*runs):
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-7)
         assert not torch.allclose(ours, other, atol=1e-6)
 
@@ -211,4 +226,5 @@ def test_unit_adam_leaves_a_zero_gradient_zero_and_skips_none():
     still, moved, left = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
     still.grad, moved.grad = torch.zeros(3), torch.full((3,), 1e-6)
     assert optim.UnitAdam([still, moved, left], .1).step(lambda: torch.tensor(2.)) == 2.
-    assert still.equal(torch.ones(3)) and left.equal(torch.ones(3)) and torch.allclose(moved, torch.full((3,), .9), atol=1e-5)
+    assert still.equal(torch.ones(3)) and left.equal(torch.ones(3))
+    assert torch.allclose(moved, torch.full((3,), .9), atol=1e-5)

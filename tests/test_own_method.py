@@ -15,7 +15,6 @@ from nmc_workbench.evaluation import evaluate, extract
 from nmc_workbench.evaluation.agreement import compare
 from nmc_workbench.methods import NMC, NMCE
 from nmc_workbench.methods.base import keeps_merge_tree, method_of, open_run, own_kind, registered
-from nmc_workbench.runs.finished import read_run
 from nmc_workbench.runs.index import list_runs
 
 PAGE = Path(__file__).parents[1] / 'docs/pages/tutorials/own_method.md'
@@ -71,7 +70,8 @@ def test_as_an_encoder(home, images, tmp_path):
     "NMC stands on it, is saved with it, and opened again."
     few = images.limit(120)
     model = NMC(encoder=f'run:{home[1]}', dataset='digits', limit=120, epochs=2, batch_size=60,
-                potential_hidden=16, embedding_dim=4, max_steps=5, device='cpu', run_dir=str(tmp_path / 'hills')).fit(few)
+                potential_hidden=16, embedding_dim=4, max_steps=5, device='cpu',
+                run_dir=str(tmp_path / 'hills')).fit(few)
     again = open_run(tmp_path / 'hills', 'cpu')
     assert (again.predict(few) == model.labels_).mean() > .99
 

@@ -1,9 +1,10 @@
-"""The pages of the docs: their code runs as it is written, their options and names exist, their numbers come from records.
+"""The pages of the docs: their code runs as written, their options and names exist, their numbers come from records.
 
-Python blocks of a page run in order in one namespace, in a folder of their own. Commands: targets of make are looked up; of papermill every parameter is looked up and every value
-checked by the method's configuration; those that need neither a GPU nor data that are not here run, with the notebooks' small path (IN_TEST)."""
+The Python blocks of a page run in order in one namespace, in a folder of their own. Of the commands, targets of make
+are looked up; for papermill every parameter is looked up and every value is checked by the method's configuration.
+Commands that need neither a GPU nor data that are not here are run, with the notebooks' small path (IN_TEST)."""
 import ast
-import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -15,7 +16,6 @@ import sys
 import types
 from dataclasses import fields
 from pathlib import Path
-from statistics import mean, pstdev
 
 import pytest
 import yaml
@@ -25,7 +25,6 @@ from nmc_workbench import methods
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
-import tables  # noqa: E402
 
 PAGES = sorted((ROOT / 'docs/pages').rglob('*.md'))
 RUN = [p for p in PAGES if p.parent.name in ('tutorials', 'howto') or p.stem in ('home', 'quickstart')]
@@ -34,6 +33,7 @@ FLAGS = sorted((ROOT / 'docs/records').glob('flags_*.json'))
 
 
 def read(path): return (ROOT / 'docs/pages' / path).read_text(encoding='utf-8')
+def unwrapped(text): return re.sub(r'\s+', ' ', text)
 def blocks(path, language): return re.findall(rf'^```{language}\n(.*?)^```', read(path), re.S | re.M)
 def config(method): return next(v for k, v in vars(methods).items() if k.lower() == f'{method}config')
 def recipes(method): return importlib.import_module(f'nmc_workbench.methods.{method}.config').RECIPES
@@ -44,8 +44,9 @@ def parameters(notebook):
 
 
 def commands(path):
-    "The command lines of a page; of a loop, the line inside."
-    return [line.strip() for b in blocks(path, 'bash') for line in b.splitlines() if line.strip() and not line.startswith(('for ', 'done'))]
+    "The command lines of a page, continued lines joined; of a loop, the line inside."
+    lines = [line for b in blocks(path, 'bash') for line in re.sub(r'\\\n\s*', '', b).splitlines()]
+    return [line.strip() for line in lines if line.strip() and not line.startswith(('for ', 'done'))]
 
 
 def execute(code, folder, monkeypatch):
@@ -84,7 +85,12 @@ def check_papermill(words):
     assert given.get('recipe') in {None, *recipes(method)}
 
 
-SHORT = [(p, line) for p in RUN for line in commands(p) if 'papermill' in line and re.search(r'-p dataset (digits|folder)', line) and not re.search(r'run_dir|\$', line)]
+def runs_here(line):
+    "Whether a command of papermill needs no data but what is here, and writes where the test looks."
+    return 'papermill' in line and re.search(r'-p dataset (digits|folder)', line) and not re.search(r'run_dir|\$', line)
+
+
+SHORT = [(p, line) for p in RUN for line in commands(p) if runs_here(line)]
 
 
 @pytest.mark.slow
@@ -95,7 +101,8 @@ def test_papermill_commands_run(path, line, tmp_path, monkeypatch):
     tmp_path.joinpath('runs').mkdir(exist_ok=True)
     words = shlex.split(line)
     words[:2] = str(Path(sys.executable).with_name('papermill')), str(ROOT / words[1])
-    done = subprocess.run([*words, '--no-progress-bar'], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'IN_TEST': '1'})
+    done = subprocess.run([*words, '--no-progress-bar'], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, 'IN_TEST': '1'})
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / words[2]).is_file()
 
@@ -104,11 +111,15 @@ def test_papermill_commands_run(path, line, tmp_path, monkeypatch):
 def test_the_script_for_several_devices(tmp_path):
     "As the quick start has it, on two processes without a GPU."
     script = next(b for b in blocks(ROOT / 'docs/pages/quickstart.md', 'python') if 'init_process_group' in b)
-    (tmp_path / 'train.py').write_text(script + "\nmain('gloo', dataset='digits', limit=200, batch_size=100, epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1, device='cpu', run_dir='run')\n")
+    small = dict(dataset='digits', limit=200, batch_size=100, device='cpu', run_dir='run')
+    short = dict(epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1)
+    (tmp_path / 'train.py').write_text(f"{script}\nmain('gloo', **{small | short!r})\n")
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    done = subprocess.run([str(Path(sys.executable).with_name('torchrun')), '--nproc_per_node', '2', '--master_port', str(port), 'train.py'], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=300)
+    torchrun = str(Path(sys.executable).with_name('torchrun'))
+    done = subprocess.run([torchrun, '--nproc_per_node', '2', '--master_port', str(port), 'train.py'], cwd=tmp_path,
+                          capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / 'run/results.json').is_file()
 
@@ -118,7 +129,8 @@ def test_every_option_of_the_originals(record):
     "It is on the page, and what stands for it exists."
     page, scripts = read('coming_from.md'), json.loads(record.read_text())['scripts']
     page = page[page.index(f'<!-- bench:{record.stem} -->'):].split('<!-- /bench -->')[0]
-    known = {f.name for f in fields(config(record.stem.removeprefix('flags_')))}
+    here = config(record.stem.removeprefix('flags_'))
+    known = {f.name for f in fields(here)}
     for script, rows in scripts.items():
         part = page.split(f'**{script}**')[1].split('**')[0] if len(scripts) > 1 else page
         for r in rows:
@@ -126,113 +138,123 @@ def test_every_option_of_the_originals(record):
             kind, _, rest = r['ours'].partition(':')
             if r['ours'] == '-': assert r['note'], f'{script} {r["flag"]} is left out without a word'
             elif kind == 'function':
-                module, function, parameter = re.match(r'(\w+)\.(\w+):(\w+)', rest).groups()
-                place = f'nmc_workbench.methods.{module}' if module == 'sela_weights' else f'nmc_workbench.{module}'
-                assert parameter in inspect.signature(getattr(importlib.import_module(place), function)).parameters, r
+                module, function, parameter = re.match(r'([\w.]+)\.(\w+):(\w+)', rest).groups()
+                found = getattr(importlib.import_module(f'nmc_workbench.{module}'), function)
+                assert parameter in inspect.signature(found).parameters, r
             elif rest: assert rest in parameters(f'nbs/{kind}.ipynb'), r
-            else: assert r['ours'] in known, r
+            else:
+                assert r['ours'] in known, r
+                assert here.aliases.get(r['flag'].strip('-').replace('-', '_'), [r['ours']])[0] == r['ours'], r
 
 
 def test_the_lists_are_whole():
     "As many options as the specifications of the originals count, script by script."
     counted = {s: len(v) for record in FLAGS for s, v in json.loads(record.read_text())['scripts'].items()}
-    assert counted == {'train_selfsup.py': 24, 'train_clustering.py': 24, 'evaluate.py': 32, 'convert_imgs.py': 2, 'options': 21, 'main.py': 23, 'cifar.py': 16, 'eval_linear_probes.py': 14, 'eval_resnet.py': 14, 'retrain_with_rotnet.py': 19}
+    assert counted == {'train_selfsup.py': 24, 'train_clustering.py': 24, 'evaluate.py': 32, 'convert_imgs.py': 2,
+                       'options': 21, 'main.py': 23, 'cifar.py': 16, 'eval_linear_probes.py': 14, 'eval_resnet.py': 14,
+                       'retrain_with_rotnet.py': 19}
+
+
+PACKAGE = ROOT / 'nmc_workbench'
+ROOMS = {p.name for p in PACKAGE.iterdir() if (p / '__init__.py').is_file()}
+MATHEMATICS = {p.stem for p in PACKAGE.glob('[a-z]*.py')}
+SUFFIXES = 'py ipynb json npy csv pt sh jsonl bin svg png'.split()
+
+
+def resolved(words):
+    "What `nmc_workbench.first.second...` is: a module, a name in it, or a name in one of its classes; else None."
+    value = importlib.import_module('nmc_workbench')
+    for word in words: value = value and below(value, word)
+    return value
+
+
+def below(value, word):
+    "The module, the attribute, or the attribute of a class in the module that `word` names; None where there is none."
+    if not isinstance(value, types.ModuleType): return getattr(value, word, None)
+    if hasattr(value, '__path__') and importlib.util.find_spec(f'{value.__name__}.{word}'):
+        return importlib.import_module(f'{value.__name__}.{word}')
+    classes = [v for v in vars(value).values() if isinstance(v, type)]
+    return next((getattr(v, word) for v in (value, *classes) if hasattr(v, word)), None)
 
 
 @pytest.mark.parametrize('path', PAGES, ids=name)
 def test_names_in_the_text_exist(path):
-    "`module.name` of ours can be imported, or is of a class there."
-    modules = {p.stem for p in (ROOT / 'nmc_workbench').glob('*.py')}
-    for module, attribute in re.findall(r'`(\w+)\.(\w+)[`(]', path.read_text(encoding='utf-8')):
-        if module not in modules or attribute in ('py', 'ipynb', 'json', 'npy', 'csv', 'pt'): continue
-        found = importlib.import_module(f'nmc_workbench.{module}')
-        assert any(hasattr(x, attribute) for x in (found, *(v for v in vars(found).values() if isinstance(v, type)))), f'{module}.{attribute}'
+    "`room.module.name` of ours can be imported, or is of a class there; other dotted names are files or variables."
+    text = path.read_text(encoding='utf-8')
+    variables = {'model', *re.findall(r'^(\w+) = ', text, re.M)}
+    for dotted in re.findall(r'`((?:\w+\.)+\w+)[`(]', text):
+        first, *rest = dotted.removeprefix('nmc_workbench.').removeprefix('nmc.').split('.')
+        if rest and rest[-1] in SUFFIXES or first in variables: continue
+        assert first in ROOMS | MATHEMATICS or dotted.startswith('nmc'), f'{dotted}: {first} is no room'
+        assert resolved([first, *rest]) is not None, f'{dotted} does not exist'
 
 
 @pytest.mark.parametrize('path', PAGES, ids=name)
 def test_files_in_the_text_exist(path):
     "Notebooks, pictures and pages that a page names."
     text = path.read_text(encoding='utf-8')
-    for found in re.findall(r'`(nbs/[\w/]+\.ipynb)`', text): assert (ROOT / found).is_file(), found
-    for found in re.findall(r'\]\((?!http)([^)#]+)\)', text): assert (ROOT / found[1:] if found.startswith('/') else path.parent / found).resolve().is_file(), found
+    for notebook in re.findall(r'`(nbs/[\w/]+\.ipynb)`', text): assert (ROOT / notebook).is_file(), notebook
+    for link in re.findall(r'\]\((?!http)([^)#]+)\)', text):
+        assert (ROOT / link[1:] if link.startswith('/') else path.parent / link).resolve().is_file(), link
 
 
 @pytest.mark.parametrize('path', [p for p in PAGES if p.parent.name == 'methods'], ids=name)
 def test_parameters_in_the_text_exist(path):
-    "A single word in backticks is a parameter of the method, a recipe, or a column of its log; `name=value` is a value that the method takes."
+    "A word in backticks is a parameter, a recipe, or a column of the log; the method takes the value of `name=value`."
     known = {f.name for f in fields(config(path.stem))} | set(recipes(path.stem)) | {'moved'}
     assert set(re.findall(r'`([a-z_]+)`', read(path))) <= known
-    for parameter, value in re.findall(r"`(\w+)='?([\w.]+)'?`", read(path)): config(path.stem)(**{parameter: yaml.safe_load(value)}).checked()
+    for parameter, value in re.findall(r"`(\w+)='?([\w.]+)'?`", read(path)):
+        config(path.stem)(**{parameter: yaml.safe_load(value)}).checked()
+
+
+PICTURE = read('architecture.svg')
+HEIGHTS = {m[2]: float(m[1]) for m in re.finditer(r'class="room" x="[^"]*" y="([^"]*)"[^>]*>([^<]+)<', PICTURE)}
+TITLE = re.search(r'class="title" x="[^"]*" y="([^"]*)"[^>]*>The mathematics<', PICTURE)
 
 
 def test_the_picture_of_the_modules():
-    "Every module it names is there, every method, and every notebook."
-    picture = read('architecture.svg')
-    named = {m for line in re.findall(r'class="module"[^>]*>([^<]+)<', picture) for m in line.split(' · ')}
-    for m in named: importlib.import_module(f'nmc_workbench.{m}')
-    assert {f'methods.{p.stem.removeprefix("train_")}' for p in (ROOT / 'nbs').glob('train_*.ipynb')} <= named
-    assert all(list((ROOT / 'nbs').glob(f'{n}.ipynb')) for n in re.findall(r'class="notebook"[^>]*>([^<]+)<', picture))
+    "Every module it names is there, and every method and every notebook is named."
+    for room, line in re.findall(r'class="module"[^>]*data-room="([^"]*)">([^<]+)<', PICTURE):
+        place = f'nmc_workbench.{room}' if room else 'nmc_workbench'
+        for module in line.split(' · '): importlib.import_module(f'{place}.{module}')
+    assert {f'methods.{p.stem.removeprefix("train_")}' for p in (ROOT / 'nbs').glob('train_*.ipynb')} <= set(HEIGHTS)
+    patterns = re.search(r'class="notebook"[^>]*>([^<]+)<', PICTURE)[1].split(' · ')
+    named = [set((ROOT / 'nbs').glob(f'{p}.ipynb')) for p in patterns]
+    assert all(named) and set.union(*named) == set((ROOT / 'nbs').glob('*.ipynb')) - {ROOT / 'nbs/index.ipynb'}
 
 
-@pytest.mark.parametrize('path', PAGES, ids=name)
-def test_tables_say_what_the_records_say(path):
-    text = read(path)
-    assert tables.PLACE.sub(tables.fill, text) == text
-    assert not re.search(r'<!-- bench:\w+ -->\n<!-- /bench -->', text), 'a table without a record'
+def drawn(module):
+    "The room of a module in the picture, and how far down it stands; modules at the top are the mathematics."
+    parts = module.split('.')
+    room = '.'.join(parts[:2]) if '.'.join(parts[:2]) in HEIGHTS else parts[0]
+    return (room, HEIGHTS[room]) if room in HEIGHTS else ('The mathematics', float(TITLE[1]))
 
 
-def rows(record): return json.loads((ROOT / f'docs/records/{record}.json').read_text())
-def average(record, key): return f'{mean(r[key] for r in rows(record)["rows"]):.3f}'
-def spread(record, key, form='.3f'):
-    values = [r[key] for r in rows(record)['rows']]
-    return f'{mean(values):{form}}' + (f' ± {pstdev(values):{form}}' if len(values) > 1 else '')
-def minutes(record): return f'{mean(r["seconds"] + r.get("seconds_encoder", 0) for r in rows(record)["rows"]) / 60:.0f}'
-def pixels(record, key='acc'): return f'{rows(record)["kmeans_pixels"][key]:.3f}'
-def reached(record): return f'{minutes(record)} | ACC {spread(record, "acc")} (k-means on the pixels: {pixels(record)})'
-def found(): return sorted(r['n_clusters'] for r in rows('nmc_digits')['rows'])
+def imports(path):
+    "What of the library a file imports, wherever in it: module, without the package's name in front, and name."
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if not isinstance(node, ast.ImportFrom) or not node.level: continue
+        base = package[1:len(package) - node.level + 1]
+        for a in node.names: yield '.'.join([*base, node.module or a.name]), a.name
 
 
-# What stands outside the tables that tools/tables.py fills: page, and the text as the records give it.
-SAID = [
-    ('home.md', lambda: f'in about {minutes("nmce_digits")} minutes on two cores (accuracy {average("nmce_digits", "acc")}, k-means on the pixels {pixels("nmce_digits")})'),
-    ('quickstart.md', lambda: f'| NMCE, 10 clusters | {reached("nmce_digits")} |'),
-    ('quickstart.md', lambda: f'| NMC, not told how many clusters | {minutes("nmc_digits")} | {spread("nmc_digits", "n_clusters", ".1f")} clusters, NMI {spread("nmc_digits", "nmi")} |'),
-    ('quickstart.md', lambda: f'| SeLa, 10 heads | {minutes("sela_digits")} | nearest neighbours {spread("sela_digits", "knn")} (untrained: {average("sela_digits", "knn_untrained")}) |'),
-    ('quickstart.md', lambda: f'| COIL-20, 1,440 images | {reached("nmce_coil20")} |'),
-    ('quickstart.md', lambda: f'| MNIST, 10,000 images | {reached("nmce_mnist")} |'),
-    ('quickstart.md', lambda: f'| CIFAR-10 | {reached("nmce_cifar10_cpu")} |'),
-    ('which_method.md', lambda: f'| NMCE | given | {average("nmce_digits", "acc")} | {average("nmce_digits", "nmi")} | {minutes("nmce_digits")} |'),
-    ('which_method.md', lambda: f'| NMC | found: {found()[0]} to {found()[-1]} | {average("nmc_digits", "acc")} | {average("nmc_digits", "nmi")} | {minutes("nmc_digits")} |'),
-    ('which_method.md', lambda: f'| SeLa | given | {average("sela_digits", "acc")} | {average("sela_digits", "nmi")} | {minutes("sela_digits")} |'),
-    ('which_method.md', lambda: f'| k-means on the pixels | given | {pixels("nmce_digits")} | {pixels("nmce_digits", "nmi")} | |'),
-    ('methods/nmce.md', lambda: f'ACC {min(r["acc"] for r in rows("nmce_spiral")["ours"]):.4f} on {len(rows("nmce_spiral")["ours"])} of {len(rows("nmce_spiral")["ours"])} seeds')]
-PAPERS = json.loads((ROOT / 'docs/pages/papers.json').read_text())
+def arrows():
+    "Every import across rooms: module, what it imports, and the name. The list of methods is left out: it looks up."
+    for path in PACKAGE.rglob('*.py'):
+        module = '.'.join(path.relative_to(PACKAGE).with_suffix('').parts).removesuffix('.__init__')
+        if module in ('__init__', '_modidx', 'methods'): continue
+        yield from ((module, other, n) for other, n in imports(path) if drawn(other)[0] != drawn(module)[0])
 
 
-@pytest.mark.parametrize('page, said', SAID, ids=[f'{p}-{i}' for i, (p, _) in enumerate(SAID)])
-def test_figures_in_the_text_are_the_records(page, said):
-    assert read(page).count(said()) == 1, said()
+def test_the_picture_says_who_imports_whom():
+    "Every import goes to the same room or to one that is drawn below; nothing goes to a room beside."
+    assert [(m, other) for m, other, _ in arrows() if drawn(other)[1] <= drawn(m)[1]] == []
+    assert len(list(arrows())) > 200
+    assert set(HEIGHTS) == ROOMS | {f'methods.{p.parent.name}' for p in PACKAGE.glob('methods/*/__init__.py')}
 
 
-def test_what_is_said_of_the_records_holds():
-    "NMCE agrees most with the classes; the original's values of NMC end on one hill; Sinkhorn over-relaxed gives the same labels in fewer iterations."
-    assert float(average('nmce_digits', 'acc')) > max(float(average(r, 'acc')) for r in ('nmc_digits', 'sela_digits'))
-    for study in ('nmc_study', 'nmc_study_mnist', 'nmc_study_coil20'):
-        for found in rows(study)['sets'].values(): assert all(r['n_clusters'] == 1 for r in found['rows']["the original's values"])
-    assert all(r['relaxed_labels_that_differ'] == 0 and r['relaxed_iterations'] < r['parity_iterations'] for r in rows('sinkhorn')['rows'])
-
-
-@pytest.mark.parametrize('paper', PAPERS, ids=lambda p: p['text'])
-def test_figures_of_papers_have_a_source(paper):
-    assert read(paper['page']).count(paper['text']) == 1 and paper['source'] and paper['what']
-
-
-@pytest.mark.parametrize('path', PAGES, ids=name)
-def test_no_figure_without_a_source(path):
-    "No decimal, percentage or time stands on a page but those above; versions, identifiers and sizes of the installation, which the README has too, aside."
-    text = re.sub(r'```.*?```|<!-- bench.*?<!-- /bench -->|\$\$.*?\$\$|\$[^$]*\$|`[^`]*`', '', read(path), flags=re.S)
-    text = re.sub(r'arXiv \d+\.\d+|Python 3\.\d+ to 3\.\d+', '', text)
-    for words in (*(said() for page, said in SAID if page == name(path)), *(p['text'] for p in PAPERS if p['page'] == name(path))): text = text.replace(words, '')
-    left = re.findall(r'\d+\.\d+|\d[\d.,]* ?(?:%|GB|MB|seconds?|minutes?|hours?|times)', text)
-    readme = (ROOT / 'README.md').read_text()
-    assert [n for n in left if not (n.endswith('GB') and n in readme)] == []
+def test_pictures_know_no_method_and_no_private_name_leaves_its_room():
+    for module, other, n in arrows():
+        assert module.split('.')[0] not in ('plotting', 'widgets') or other.split('.')[0] not in ('training', 'methods')
+        assert not n.startswith('_'), f'{module} imports {n} of {other}'

@@ -1,4 +1,5 @@
-"Merge trees against a sweep over levels, under changes of the height that must not matter, and on inputs that are hardly graphs."
+"""Merge trees against a sweep over levels, under changes of the height that must not matter, and on inputs that are
+hardly graphs."""
 import sys
 from time import perf_counter
 
@@ -104,7 +105,8 @@ def test_labels_are_those_of_the_original_algorithm(seed, shape):
 def test_a_hill_goes_across_its_saddle_not_to_the_highest_it_has_met():
     "Hill 4 meets hill 10, which has met hill 12 before; with a threshold that keeps both it goes to its neighbour."
     tree = merge_tree([[0, 1], [1, 2], [2, 3], [3, 4]], [12, 5, 10, 3, 4])
-    assert tree.parents.tolist() == [-1, 0, 1] and tree.labels(tau=2).tolist() == [0, 0, 1, 1, 1] and tree.labels(tau=6).tolist() == [0] * 5
+    assert tree.parents.tolist() == [-1, 0, 1]
+    assert tree.labels(tau=2).tolist() == [0, 0, 1, 1, 1] and tree.labels(tau=6).tolist() == [0] * 5
 
 
 @pytest.mark.parametrize('seed', range(30))
@@ -114,7 +116,8 @@ def test_labels_are_gudhi_s(seed, degree):
     edges, height = random_graph(seed, n=150, degree=degree)
     height += 1e-3 * np.random.default_rng(seed).random(150)      # so that no two persistences are equal
     neighbours = [sorted({int(a + b - v) for a, b in edges if v in (a, b)} - {v}) for v in range(150)]
-    tree, theirs = merge_tree(edges, height), Tomato(graph_type='manual', density_type='manual').fit(neighbours, weights=height)
+    theirs = Tomato(graph_type='manual', density_type='manual').fit(neighbours, weights=height)
+    tree = merge_tree(edges, height)
     for k in range(len(tree.immortal_births), len(tree.births) + 1, 3):
         theirs.n_clusters_ = k
         np.testing.assert_array_equal(tree.labels(n_clusters=k), theirs.labels_)
@@ -124,10 +127,12 @@ def test_labels_are_gudhi_s(seed, degree):
 def test_parts_of_the_tree_agree(seed):
     edges, height = random_graph(seed, n=200)
     t = merge_tree(edges, height)
-    assert (np.diff(t.births) <= 0).all() and (t.births == height[t.modes]).all() and (t.deaths[t.mortal] == height[t.saddles[t.mortal]]).all()
-    assert (t.saddles[~t.mortal] == -1).all() and (t.deaths[~t.mortal] == -np.inf).all() and (t.parents < np.arange(len(t.parents))).all()
     m = t.mortal
-    assert (t.persistence[t.parents[m]] >= t.persistence[m]).all() and (t.leaf[t.modes] == np.arange(len(t.modes))).all()
+    assert (np.diff(t.births) <= 0).all() and (t.parents < np.arange(len(t.parents))).all()
+    assert (t.births == height[t.modes]).all() and (t.deaths[m] == height[t.saddles[m]]).all()
+    assert (t.saddles[~m] == -1).all() and (t.deaths[~m] == -np.inf).all()
+    assert (t.persistence[t.parents[m]] >= t.persistence[m]).all()
+    assert (t.leaf[t.modes] == np.arange(len(t.modes))).all()
 
 
 def test_a_shift_moves_births_and_deaths_only():
@@ -144,7 +149,8 @@ def test_a_monotone_rescale_keeps_the_pairing(rescale):
     edges, height = random_graph(4, n=300)
     height = height / 8 - 2
     a, b = merge_tree(edges, height), merge_tree(edges, rescale(height))
-    for key in ('modes', 'saddles', 'leaf') + ('parents',) * bool(rescale(1.) == -1): np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
+    keys = ('modes', 'saddles', 'leaf') + ('parents',) * bool(rescale(1.) == -1)
+    for key in keys: np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
     np.testing.assert_array_equal(b.births, rescale(a.births))
 
 
@@ -159,15 +165,18 @@ def test_names_of_the_vertices_do_not_matter():
 def test_directions_repetitions_and_loops_do_not_matter():
     edges, height = random_graph(6)
     messy = np.r_[edges, edges[:20, ::-1], [[4, 4], [0, 0]], edges]
+    a, b = merge_tree(edges, height), merge_tree(torch.tensor(messy), torch.tensor(height))
     for key in ('births', 'deaths', 'modes', 'saddles', 'parents', 'leaf'):
-        np.testing.assert_array_equal(getattr(merge_tree(edges, height), key), getattr(merge_tree(torch.tensor(messy), torch.tensor(height)), key))
+        np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
 
 
 def test_no_edges_and_one_vertex():
     tree = merge_tree([], [1., 3., 2.])
-    assert tree.labels(percentile=30).tolist() == [2, 0, 1] and tree.diagram.shape == (0, 2) and tree.immortal_births.tolist() == [1, 2, 3]
+    assert tree.labels(percentile=30).tolist() == [2, 0, 1]
+    assert tree.diagram.shape == (0, 2) and tree.immortal_births.tolist() == [1, 2, 3]
     one = merge_tree(np.zeros((0, 2), int), np.float32([4]))
-    assert one.labels(tau=np.inf).tolist() == [0] and one.tau_of(30) == 0 and one.tau_for(1) == 0 and one.n_clusters(9) == 1
+    assert one.labels(tau=np.inf).tolist() == [0] and one.n_clusters(9) == 1
+    assert one.tau_of(30) == 0 and one.tau_for(1) == 0
     assert 'immortal' in repr(one)
 
 
@@ -182,7 +191,8 @@ def test_a_plateau_is_one_component_in_any_order():
 def test_equal_heights_apart():
     line = [[0, 1], [1, 2], [2, 3], [3, 4]]
     tree = merge_tree(line, [2, 1, 2, 0, 2])
-    assert tree.modes.tolist() == [0, 2, 4] and tree.parents.tolist() == [-1, 0, 0] and tree.labels(tau=1.5).tolist() == [0, 0, 0, 0, 1]
+    assert tree.modes.tolist() == [0, 2, 4] and tree.parents.tolist() == [-1, 0, 0]
+    assert tree.labels(tau=1.5).tolist() == [0, 0, 0, 0, 1]
 
 
 def test_three_ways_to_say_a_threshold():
@@ -193,8 +203,10 @@ def test_three_ways_to_say_a_threshold():
         assert tree.n_clusters(tree.tau_for(k)) == k == tree.labels(n_clusters=k).max() + 1
     assert tree.n_clusters(tree.tau_for(least)) == least and np.isfinite(tree.tau_for(least))
     p = np.sort(tree.persistence[tree.mortal])
-    assert tree.tau_of(0) == p[0] and tree.tau_of(100) == p[-1] and tree.threshold(percentile=30) == np.percentile(p, 30) and tree.threshold() == 0
-    with pytest.raises(InputError, match=f'expected {least} .* to {len(tree.births)}'): tree.labels(n_clusters=least - 1)
+    assert tree.tau_of(0) == p[0] and tree.tau_of(100) == p[-1]
+    assert tree.threshold(percentile=30) == np.percentile(p, 30) and tree.threshold() == 0
+    with pytest.raises(InputError, match=f'expected {least} .* to {len(tree.births)}'):
+        tree.labels(n_clusters=least - 1)
     with pytest.raises(InputError, match=f'{len(tree.births)}'): tree.tau_for(len(tree.births) + 1)
     with pytest.raises(InputError, match='expected one of them'): tree.labels(tau=0, n_clusters=3)
 
@@ -205,15 +217,24 @@ def test_equal_persistences_go_together():
     assert tree.n_clusters(tree.tau_for(3)) == 3 and tree.n_clusters(tree.tau_for(1)) == 1
 
 
-@pytest.mark.parametrize('edges, height, said', [
-    ([[0, 3]], [1, 2, 3], 'vertices 0 to 3; expected 0 to 2'), ([[-1, 0]], [1, 2], 'vertices -1 to 0'), ([[0, 1]], [1, np.nan], '1 values'), ([[0, 1]], [np.inf, 0], '1 values'),
-    ([[0., 1.]], [1, 2], 'float64'), ([[0, 1, 2]], [1, 2, 3], r'\(1, 3\)'), ([0, 1], [1, 2], r'\(2,\)'), ([], [], r'\(0,\)'), ([], [[1.]], r'\(1, 1\)'), ([], ['a'], 'real numbers')])
-def test_bad_graphs(edges, height, said):
-    with pytest.raises(InputError, match=said) as e: merge_tree(edges, height)
+@pytest.mark.parametrize('edges, height, why', [
+    ([[0, 3]], [1, 2, 3], 'vertices 0 to 3; expected 0 to 2'),
+    ([[-1, 0]], [1, 2], 'vertices -1 to 0'),
+    ([[0, 1]], [1, np.nan], '1 values'),
+    ([[0, 1]], [np.inf, 0], '1 values'),
+    ([[0., 1.]], [1, 2], 'float64'),
+    ([[0, 1, 2]], [1, 2, 3], r'\(1, 3\)'),
+    ([0, 1], [1, 2], r'\(2,\)'),
+    ([], [], r'\(0,\)'),
+    ([], [[1.]], r'\(1, 1\)'),
+    ([], ['a'], 'real numbers')])
+def test_bad_graphs(edges, height, why):
+    with pytest.raises(InputError, match=why) as e: merge_tree(edges, height)
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('wrong', [dict(tau=-.1), dict(tau=np.nan), dict(percentile=-1), dict(percentile=100.5), dict(percentile=np.nan)])
+@pytest.mark.parametrize('wrong', [
+    dict(tau=-.1), dict(tau=np.nan), dict(percentile=-1), dict(percentile=100.5), dict(percentile=np.nan)])
 def test_bad_thresholds(wrong):
     with pytest.raises(InputError, match='expected'): merge_tree([], [1, 2]).labels(**wrong)
 
@@ -243,7 +264,8 @@ def test_a_tree_is_its_arrays(tmp_path):
 def slow_edges(x, k):
     d = ((x[:, None] - x[None]) ** 2).sum(-1)
     np.fill_diagonal(d, np.inf)
-    return sorted({tuple(sorted((i, int(j)))) for i, row in enumerate(d) for j in np.argsort(row)[:k] if row[j] < np.inf})
+    near = [(i, int(j)) for i, row in enumerate(d) for j in np.argsort(row)[:k] if row[j] < np.inf]
+    return sorted({tuple(sorted(pair)) for pair in near})
 
 
 @pytest.mark.parametrize('n, d, k', [(1, 2, 3), (2, 2, 10), (7, 3, 10), (50, 2, 3), (80, 30, 5)])
@@ -260,7 +282,8 @@ def test_density():
     assert np.corrcoef(f, -(x ** 2).sum(1) / 2)[0, 1] > .95      # the normal's own logarithm, up to a constant
     np.testing.assert_allclose(knn_density(10 * x, 50), f - 2 * np.log(10))
     same = np.r_[np.zeros((20, 2)), x[:100]]
-    assert np.isfinite(knn_density(same, 5)).all() and (knn_density(np.zeros((9, 2)), 3) == 0).all() and knn_density([[1., 2.]], 3).tolist() == [0]
+    assert np.isfinite(knn_density(same, 5)).all() and (knn_density(np.zeros((9, 2)), 3) == 0).all()
+    assert knn_density([[1., 2.]], 3).tolist() == [0]
 
 
 def test_points_to_clusters():
@@ -275,7 +298,11 @@ def test_points_to_clusters():
     assert len(tomato([[1., 2.]]).births) == 1
 
 
-@pytest.mark.parametrize('call, said', [(lambda: knn_edges(np.zeros(3)), r'\(3,\)'), (lambda: knn_edges([[np.nan]]), 'NaN'), (lambda: knn_edges(np.zeros((3, 2)), 0), 'k=0'),
-    (lambda: knn_density(np.zeros((0, 2))), r'\(0, 2\)'), (lambda: tomato(np.zeros((3, 2)), density_k=0), 'density_k=0')])
-def test_bad_points(call, said):
-    with pytest.raises(InputError, match=said): call()
+@pytest.mark.parametrize('call, why', [
+    (lambda: knn_edges(np.zeros(3)), r'\(3,\)'),
+    (lambda: knn_edges([[np.nan]]), 'NaN'),
+    (lambda: knn_edges(np.zeros((3, 2)), 0), 'k=0'),
+    (lambda: knn_density(np.zeros((0, 2))), r'\(0, 2\)'),
+    (lambda: tomato(np.zeros((3, 2)), density_k=0), 'density_k=0')])
+def test_bad_points(call, why):
+    with pytest.raises(InputError, match=why): call()

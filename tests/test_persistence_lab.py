@@ -14,15 +14,15 @@ for name in ('gudhi', 'matplotlib', 'plotly', 'anywidget'): pytest.importorskip(
 
 from nmc_workbench.data import load
 from nmc_workbench.data.images import Images
-from nmc_workbench.persistence import members, survivors, widest_gap
-from nmc_workbench.plotting.merge_tree import component_colours, component_sheet, component_text, merging_picture, steps_picture
 from nmc_workbench.explore.persistence_figures import tau_line, tau_of_line
+from nmc_workbench.explore.persistence_lab import PersistenceLab
 from nmc_workbench.methods import NMC, NMCE
 from nmc_workbench.metrics import accuracy, nmi
-from nmc_workbench.persistence import knn_edges, merge_tree, tomato
-from nmc_workbench.explore.persistence_lab import PersistenceLab
-from nmc_workbench.runs.index import newest_run
+from nmc_workbench.persistence import knn_edges, members, merge_tree, survivors, tomato, widest_gap
 from nmc_workbench.plotting.colours import NOISE_COLOUR, cluster_colours
+from nmc_workbench.plotting.merge_tree import (
+    component_colours, component_sheet, component_text, merging_picture, steps_picture)
+from nmc_workbench.runs.index import newest_run
 
 from .toys import png
 
@@ -46,9 +46,12 @@ def runs(tmp_path_factory):
     "A run of NMC on points, and one of NMCE on images."
     root = tmp_path_factory.mktemp('runs')
     x, y = groups(400)
-    hills = NMC(epochs=40, batch_size=50, potential_hidden=48, noise_low=.05, noise_high=.3, lr=1e-2, device='cpu', run_dir=str(root / 'hills')).fit(x, y)
-    NMCE(dataset='digits', limit=200, epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1, batch_size=100, device='cpu', run_dir=str(root / 'digits')).fit(load('digits', limit=200))
-    return root, hills
+    nmc = NMC(epochs=40, batch_size=50, potential_hidden=48, noise_low=.05, noise_high=.3, lr=1e-2, device='cpu',
+              run_dir=str(root / 'hills'))
+    nmce = NMCE(dataset='digits', limit=200, epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1, batch_size=100,
+                device='cpu', run_dir=str(root / 'digits'))
+    nmce.fit(load('digits', limit=200))
+    return root, nmc.fit(x, y)
 
 
 def taus(tree): return sorted([0, *tree.persistence[tree.mortal], widest_gap(tree), np.inf])
@@ -67,15 +70,18 @@ def test_survivors_and_members(seed):
             assert up[start] == i
         for i in range(0, len(up), 7):
             found = members(tree, tree.leaf, i, tau)
-            assert np.array_equal(found, np.flatnonzero(up[tree.leaf] == i)) if up[i] == i else len(found) >= (tree.leaf == i).sum() > 0
+            if up[i] == i: assert np.array_equal(found, np.flatnonzero(up[tree.leaf] == i))
+            else: assert len(found) >= (tree.leaf == i).sum() > 0
 
 
 def test_a_threshold_gives_labels_and_colours(lab):
     colours = component_colours(lab.tree)
     for tau in taus(lab.tree):
         lab.tau = tau
-        assert np.array_equal(lab.labels, lab.tree.labels(tau=tau)) and lab.n_clusters == lab.tree.n_clusters(tau) == lab.n_slider.value
-        assert lab.scores() == dict(ACC=accuracy(lab.class_labels, lab.labels), NMI=nmi(lab.class_labels, lab.labels))
+        assert np.array_equal(lab.labels, lab.tree.labels(tau=tau))
+        assert lab.n_clusters == lab.tree.n_clusters(tau) == lab.n_slider.value
+        y, labels = lab.class_labels, lab.labels
+        assert lab.scores() == dict(ACC=accuracy(y, labels), NMI=nmi(y, labels))
         assert (lab.colours == colours[lab.up][lab.component]).all()
         drawn = np.array(cluster_colours(64) + [NOISE_COLOUR])
         assert (drawn[lab.map.trace('samples').marker.color] == lab.colours).all()
@@ -106,12 +112,19 @@ def test_sliders_line_and_attributes_do_the_same(lab):
     assert np.array_equal(lab.labels, other.labels) and lab.tau == other.tau == value
     other.diagram.answer(dict(shapes=[tau_line(lab.tree, 1.25 * value)]))
     lab.tau = 1.25 * value
-    assert np.isclose(other.tau, lab.tau) and np.array_equal(lab.labels, other.labels) and np.isclose(tau_of_line(lab.diagram.figure.layout.shapes[0]), lab.tau)
+    assert np.isclose(other.tau, lab.tau) and np.array_equal(lab.labels, other.labels)
+    assert np.isclose(tau_of_line(lab.diagram.figure.layout.shapes[0]), lab.tau)
+
+
+def test_clicks_and_attributes_do_the_same(lab):
+    x, y = groups()
+    other = PersistenceLab.of_points(x, 15, 25)
+    def click(trace, point): other.diagram.answer(dict(click=[list(other.diagram._index).index(trace), point]))
     for chosen in (2, None):
         lab.select(chosen)
-        other.diagram.answer(dict(click=[list(other.diagram._index).index('points'), 2]))       # the second click lets go
+        click('points', 2)                  # the second click selects nothing again
         assert lab.selected == other.selected == chosen and lab.about.value == other.about.value
-    other.diagram.answer(dict(click=[list(other.diagram._index).index('bars'), 1]))
+    click('bars', 1)
     assert other.selected == lab._order[1] and not other.clear.disabled
     other.clear.click()
     assert other.selected is None
@@ -123,7 +136,7 @@ def test_a_threshold_is_kept_as_it_was_set(lab):
     for tau in (.123456789, 1e-9, 1e9, np.inf):
         lab.tau = tau
         assert lab.tau == tau
-        lab._slid(type('change', (), dict(new=lab.tau_slider.value)))      # what a page may send back
+        lab._slid(type('change', (), dict(new=lab.tau_slider.value)))      # as a page may send it back
         lab.diagram.answer(dict(shapes=[tau_line(lab.tree, tau)]))
         assert lab.tau == tau
 
@@ -134,10 +147,12 @@ def test_selecting_shows_members_birth_and_death(lab):
         lab.select(i)
         at = lab.map.trace('members')
         wanted = lab.where[lab.members()]
-        assert np.array_equal(np.stack([at.x, at.y], 1), wanted) and len(wanted) == len(members(lab.tree, lab.component, i, lab.tau)) > 0
+        assert np.array_equal(np.stack([at.x, at.y], 1), wanted)
+        assert len(wanted) == len(members(lab.tree, lab.component, i, lab.tau)) > 0
         born, died = lab.map.trace('birth'), lab.map.trace('death')
         assert (born.x[0], born.y[0]) == tuple(lab.where[lab.tree.modes[i]]) and len(died.x) == int(lab.tree.mortal[i])
-        assert f'Component {i} is born at height' in lab.about.value and (f'joins component {lab.tree.parents[i]}' in lab.about.value) == lab.tree.mortal[i]
+        assert f'Component {i} is born at height' in lab.about.value
+        assert (f'joins component {lab.tree.parents[i]}' in lab.about.value) == lab.tree.mortal[i]
     lab.select(None)
     assert not len(lab.map.trace('members').x) and lab.about.value == '' and not len(lab.members())
 
@@ -145,20 +160,25 @@ def test_selecting_shows_members_birth_and_death(lab):
 def test_a_text_tells_everything():
     tree = merge_tree([[0, 1], [1, 2], [2, 3], [3, 4]], [5., 1, 3, 2, 4])
     component = np.array([0, 2, 2, 1])
-    assert component_text(tree, 0, 0, component)[1] == 'It never dies: no way in the graph leads from it to a higher one.'
+    never = component_text(tree, 0, 0, component)[1]
+    assert never == 'It never dies: no way in the graph leads from it to a higher one.'
     born, dies, now = component_text(tree, 2, .5, component, lambda v: f'place {v}')
-    assert born == 'Component 2 is born at height 3, at place 2.' and dies == 'It dies at height 2, at place 3, where it joins component 1: persistence 1.'
+    assert born == 'Component 2 is born at height 3, at place 2.'
+    assert dies == 'It dies at height 2, at place 3, where it joins component 1: persistence 1.'
     assert now == 'At τ = 0.5 it lives, as cluster 2, with 2 samples, 2 of them its own.'
-    assert 'merged into component 0, cluster 0; just before it died it had 2 samples' in component_text(tree, 2, 9, component)[2]
+    merged = component_text(tree, 2, 9, component)[2]
+    assert 'merged into component 0, cluster 0; just before it died it had 2 samples' in merged
 
 
 def test_one_message_a_figure(lab):
     sent = {}
-    for name in ('map', 'diagram'): getattr(lab, name).send = lambda content, buffers=None, name=name: sent.setdefault(name, []).append(content)
+    def record(name): getattr(lab, name).send = lambda content, buffers=None: sent.setdefault(name, []).append(content)
+    for name in ('map', 'diagram'): record(name)
     lab.tau = widest_gap(lab.tree) / 2
     assert [len(m) for m in sent.values()] == [1, 1]
     samples = sent['map'][0]['change']['traces'][0]
-    assert set(samples) == {'marker.color', 'marker.opacity'} and len(json.dumps(sent['map'])) < 2 * len(lab.where) + 500      # a byte a sample, and no places
+    assert set(samples) == {'marker.color', 'marker.opacity'}           # one byte per sample, and no places
+    assert len(json.dumps(sent['map'])) < 2 * len(lab.where) + 500
 
 
 def test_ties_are_said():
@@ -168,7 +188,10 @@ def test_ties_are_said():
     assert lab.n_clusters == lab.n_slider.value != 2 and 'survive together' in lab.summary.value
 
 
-@pytest.mark.parametrize('tree', [merge_tree([], [0.]), merge_tree([], [1., 2, 3]), merge_tree([[0, 1]], [-7., -7])], ids=['one', 'immortal', 'equal'])
+FEW = dict(one=merge_tree([], [0.]), immortal=merge_tree([], [1., 2, 3]), equal=merge_tree([[0, 1]], [-7., -7]))
+
+
+@pytest.mark.parametrize('tree', FEW.values(), ids=FEW)
 def test_few_components(tree):
     n = len(tree.leaf)
     lab = PersistenceLab(tree, tree.leaf, np.arange(2 * n, dtype='f4').reshape(n, 2))
@@ -202,8 +225,11 @@ def test_images_come_a_few_at_a_time():
     pixels = torch.randint(0, 255, (200, 1, 8, 8), dtype=torch.uint8)
     asked = []
     class Asked(Images):
-        def take(self, index): asked.append(len(index)); return super().take(index)
-    images = Asked(pixels=pixels, labels=None, class_names=None, ids=np.array([f'i{i}' for i in range(200)]), name='noise', split='all')
+        def take(self, index):
+            asked.append(len(index))
+            return super().take(index)
+    ids = np.array([f'i{i}' for i in range(200)])
+    images = Asked(pixels=pixels, labels=None, class_names=None, ids=ids, name='noise', split='all')
     lab = PersistenceLab.of_points(x, 8, images=images, ids=images.ids)
     lab.n_clusters = 7
     assert not asked and lab.gallery.value == b''           # nothing is drawn before it is shown
@@ -224,20 +250,23 @@ def test_images_come_a_few_at_a_time():
 def test_a_sheet_of_few_images():
     g = np.random.default_rng(0)
     pixels = g.integers(0, 255, (5, 3, 9, 7), dtype=np.uint8)
-    sheet = component_sheet(pixels, g.normal(size=(5, 2)).astype('f4'), [('none', '#000000', np.zeros(0, int)), ('all', '#ff0000', np.arange(5))])
+    rows = [('none', '#000000', np.zeros(0, int)), ('all', '#ff0000', np.arange(5))]
+    sheet = component_sheet(pixels, g.normal(size=(5, 2)).astype('f4'), rows)
     assert len(sheet.png()) < 250_000
 
 
 def test_a_run_of_nmc(runs):
     root, hills = runs
     lab = PersistenceLab.of_run(root / 'hills')
-    assert np.array_equal(lab.labels, hills.labels_) and lab.tau == hills.tau_ and np.array_equal(lab.component, hills.diagram_.component)
-    assert lab.images is None and 'no images' in lab.notes[0] and np.array_equal(lab.class_labels, groups(400)[1]) and type(lab.model) is NMC
+    assert np.array_equal(lab.labels, hills.labels_) and lab.tau == hills.tau_
+    assert np.array_equal(lab.component, hills.diagram_.component) and type(lab.model) is NMC
+    assert lab.images is None and 'no images' in lab.notes[0] and np.array_equal(lab.class_labels, groups(400)[1])
     for k in range(1, min(5, len(lab.up) + 1)):
         lab.n_clusters = hills.n_clusters_ = k
         assert np.array_equal(lab.labels, hills.labels_)
     lab.select(0)
-    assert 'at mode ' in lab.about.value and np.allclose(lab.modes, hills.diagram_.modes) and np.allclose(lab.passes, hills.diagram_.passes, equal_nan=True)
+    assert 'at mode ' in lab.about.value and np.allclose(lab.modes, hills.diagram_.modes)
+    assert np.allclose(lab.passes, hills.diagram_.passes, equal_nan=True)
     assert PersistenceLab.of_run(root / 'hills', tau=0.).n_clusters == len(hills.diagram_)
 
 
@@ -246,7 +275,8 @@ def test_a_run_of_another_method_opens_through_tomato(runs):
     lab = PersistenceLab.of_run(folder, k=7, density_k=12, method='pca')
     tree = tomato(np.load(folder / 'embeddings.npy'), 7, 12)
     assert np.array_equal(lab.labels, tree.labels(tau=widest_gap(tree))) and lab.model is None and not lab.notes
-    assert len(lab.images) == 200 and 'PCA' in lab.title and lab.scores() and lab.name_of(3) == f'sample {np.load(folder / "ids.npy")[3]}'
+    assert len(lab.images) == 200 and 'PCA' in lab.title and lab.scores()
+    assert lab.name_of(3) == f'sample {np.load(folder / "ids.npy")[3]}'
     np.save(folder / 'map2d.npy', np.arange(400, dtype='f4').reshape(200, 2))
     assert 'map2d.npy' in PersistenceLab.of_run(folder).title
     (folder / 'map2d.npy').unlink()
@@ -259,38 +289,51 @@ def copied(folder, to, *names):
     return to
 
 
+def refuses(folder, match, **options):
+    with pytest.raises(InputError, match=match): PersistenceLab.of_run(folder, **options)
+
+
 def test_folders_that_cannot_be_opened(runs, tmp_path):
     folder = runs[0] / 'digits'
-    with pytest.raises(InputError, match='is not a run folder'): PersistenceLab.of_run(tmp_path)
-    with pytest.raises(InputError, match='has no embeddings.npy; run it to its end'): PersistenceLab.of_run(copied(folder, tmp_path / 'a', 'config.json'))
+    refuses(tmp_path, 'is not a run folder')
+    refuses(copied(folder, tmp_path / 'a', 'config.json'), 'has no embeddings.npy; run it to its end')
     b = copied(folder, tmp_path / 'b', 'config.json', 'embeddings.npy', 'predictions.npy')
-    (b / 'embeddings.npy').write_bytes((b / 'embeddings.npy').read_bytes()[:300])
-    with pytest.raises(InputError, match='embeddings.npy is damaged'): PersistenceLab.of_run(b)
-    np.save(b / 'embeddings.npy', np.full((200, 3), np.nan))
-    with pytest.raises(InputError, match='embeddings.npy holds 600 values that are NaN'): PersistenceLab.of_run(b)
-    np.save(b / 'embeddings.npy', np.zeros((30, 3), 'f4') + np.arange(30)[:, None])
-    with pytest.raises(InputError, match=r'has shape \(200,\), embeddings.npy 30 rows'): PersistenceLab.of_run(b, method='pca')
+    embeddings = b / 'embeddings.npy'
+    embeddings.write_bytes(embeddings.read_bytes()[:300])
+    refuses(b, 'embeddings.npy is damaged')
+    np.save(embeddings, np.full((200, 3), np.nan))
+    refuses(b, 'embeddings.npy holds 600 values that are NaN')
+    np.save(embeddings, np.zeros((30, 3), 'f4') + np.arange(30)[:, None])
+    refuses(b, r'has shape \(200,\), embeddings.npy 30 rows', method='pca')
     (b / 'config.json').write_text('{')
-    with pytest.raises(InputError, match='config.json is damaged'): PersistenceLab.of_run(b)
+    refuses(b, 'config.json is damaged')
+
+
+def test_a_model_of_other_samples_is_refused(runs, tmp_path):
     c = copied(runs[0] / 'hills', tmp_path / 'c', 'config.json', 'model.pt', 'embeddings.npy', 'predictions.npy')
     for name in ('embeddings', 'predictions'): np.save(c / f'{name}.npy', np.load(c / f'{name}.npy')[:50])
-    with pytest.raises(InputError, match='model.pt has 400 samples, embeddings.npy 50'): PersistenceLab.of_run(c)
+    refuses(c, 'model.pt has 400 samples, embeddings.npy 50')
 
 
 def test_data_that_are_not_the_runs(runs, tmp_path):
     d = copied(runs[0] / 'digits', tmp_path / 'd', 'config.json', 'embeddings.npy', 'predictions.npy')
     config = json.loads((d / 'config.json').read_text())
-    for change, why in ((dict(limit=150), 'no images: the run was fitted to arrays, or to other data'), (dict(dataset='mnist', data_dir=str(tmp_path)), 'no images:'), (dict(dataset='no such'), 'unknown data set')):
+    changes = ((dict(limit=150), 'no images: the run was fitted to arrays, or to other data'),
+               (dict(dataset='mnist', data_dir=str(tmp_path)), 'no images:'),
+               (dict(dataset='no such'), 'unknown data set'))
+    for change, why in changes:
         (d / 'config.json').write_text(json.dumps(config | change))
         lab = PersistenceLab.of_run(d, method='pca')
-        assert lab.images is None and why in lab.notes[0] and why in lab.summary.value.replace('&#x27;', "'") and not lab.scores()
+        assert lab.images is None and why in lab.notes[0] and not lab.scores()
+        assert why in lab.summary.value.replace('&#x27;', "'")
 
 
 def test_bad_input():
     x, _ = groups(60)
     tree = tomato(x)
     def refused(match, **change):
-        with pytest.raises(InputError, match=match): PersistenceLab(**(dict(tree=tree, component=tree.leaf, where=x) | change))
+        given = dict(tree=tree, component=tree.leaf, where=x) | change
+        with pytest.raises(InputError, match=match): PersistenceLab(**given)
     refused('tree is a ndarray', tree=x)
     refused('component has 59 entries; expected 60', component=tree.leaf[1:])
     refused('component names 0 to 99', component=np.r_[tree.leaf[1:], 99])
@@ -322,9 +365,13 @@ def test_names_are_no_markup():
 @pytest.mark.slow
 def test_papermill_opens_a_run(runs, tmp_path):
     out = tmp_path / 'out.ipynb'
-    words = [str(ROOT / 'nbs/explore_persistence.ipynb'), str(out), '--no-progress-bar', '-p', 'run_dir', str(runs[0] / 'digits'), '-p', 'n_clusters', '3', '-p', 'k', '4', '-p', 'map_method', 'pca']
-    subprocess.run([sys.executable, '-m', 'papermill', *words], check=True, capture_output=True, timeout=300)
-    printed = ''.join(''.join(o.get('text', '')) for c in json.loads(out.read_text())['cells'] for o in c.get('outputs', []))
+    papermill = [sys.executable, '-m', 'papermill', str(ROOT / 'nbs/explore_persistence.ipynb'), str(out),
+                 '--no-progress-bar']
+    given = dict(run_dir=runs[0] / 'digits', n_clusters=3, k=4, map_method='pca')
+    words = [w for name, value in given.items() for w in ('-p', name, str(value))]
+    subprocess.run([*papermill, *words], check=True, capture_output=True, timeout=300)
+    cells = json.loads(out.read_text())['cells']
+    printed = ''.join(''.join(o.get('text', '')) for c in cells for o in c.get('outputs', []))
     assert '3 clusters at tau' in printed and 'no landscape to draw' in printed and out.stat().st_size < 2_000_000
-    bad = subprocess.run([sys.executable, '-m', 'papermill', *words[:3], '-p', 'run_dir', str(tmp_path)], capture_output=True, text=True, timeout=300)
+    bad = subprocess.run([*papermill, '-p', 'run_dir', str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert bad.returncode == 1 and 'is not a run folder' in bad.stderr

@@ -1,16 +1,16 @@
 "Persistence pictures: every component where it belongs, in the colour of its cluster."
 import numpy as np
 import pytest
-from nmc_workbench.core.errors import InputError
 
 for name in ('gudhi', 'matplotlib'): pytest.importorskip(name)
 
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 
+from nmc_workbench.core.errors import InputError
 from nmc_workbench.persistence import knn_edges, merge_tree
-from nmc_workbench.plotting.persistence import persistence_picture
 from nmc_workbench.plotting.colours import NOISE_COLOUR, cluster_colours
+from nmc_workbench.plotting.persistence import persistence_picture
 
 from tests.toys import png
 
@@ -20,31 +20,47 @@ def tree_of(n, k=3, seed=0, scale=1.):
 
 def points(picture):
     "Position and colour of every point of the diagram."
-    return [(*xy, to_hex(c)) for s in picture.still.axes[0].collections if isinstance(s, PathCollection) for xy, c in zip(s.get_offsets(), s.get_facecolors())]
+    drawn = [s for s in picture.still.axes[0].collections if isinstance(s, PathCollection)]
+    return [(*xy, to_hex(c)) for s in drawn for xy, c in zip(s.get_offsets(), s.get_facecolors())]
 
 def test_points_and_bars():
     tree = tree_of(80)
     tau = tree.tau_of(40)
     picture = persistence_picture(tree, tau)
-    found, k = points(picture), tree.n_clusters(tau)
+    found, k, immortal = points(picture), tree.n_clusters(tau), len(tree.immortal_births)
     assert len(found) == len(tree.births) and sorted(round(p[0], 9) for p in found) == sorted(tree.births.round(9))
     by_birth = {round(b, 9): (d, c) for b, d, c in found}
-    wanted = iter(cluster_colours(k))
+    wanted, lowest = iter(cluster_colours(k)), tree.deaths[tree.mortal].min()
     for birth, death, lives in zip(tree.births, tree.deaths, tree.persistence >= tau):
         d, colour = by_birth[round(birth, 9)]
-        assert (d == death if np.isfinite(death) else d < tree.deaths[tree.mortal].min()) and colour == (next(wanted) if lives else NOISE_COLOUR)
+        assert d == death if np.isfinite(death) else d < lowest
+        assert colour == (next(wanted) if lives else NOISE_COLOUR)
     bars = [b.get_width() for b in picture.still.axes[1].patches]
-    assert np.allclose(sorted(bars[len(tree.immortal_births):]), np.sort(tree.persistence[tree.mortal])) and bars[0] >= max(bars[len(tree.immortal_births):])
-    assert f'{len(tree.births)} components, {len(tree.immortal_births)} immortal; {k} survive' in picture.caption
+    assert np.allclose(sorted(bars[immortal:]), np.sort(tree.persistence[tree.mortal]))
+    assert bars[0] >= max(bars[immortal:])
+    assert f'{len(tree.births)} components, {immortal} immortal; {k} survive' in picture.caption
     assert picture.still.axes[0].get_yticklabels()[0].get_text() == '−inf'
 
 def test_the_line_is_parallel_to_the_diagonal():
     tree = tree_of(60)
-    def lines(picture): return [(x - y) for line in picture.still.axes[0].lines for x, y in zip(*line.get_data())]
-    assert np.allclose(lines(persistence_picture(tree)), 0) and np.allclose(lines(persistence_picture(tree, .7)), [0, 0, .7, .7])
-    assert np.allclose(lines(persistence_picture(tree, np.inf)), 0) and '1 survives' in persistence_picture(merge_tree([[0, 1]], [1, 2]), np.inf).caption
+    def offsets(picture):
+        return [x - y for line in picture.still.axes[0].lines for x, y in zip(*line.get_data())]
+    assert np.allclose(offsets(persistence_picture(tree)), 0)
+    assert np.allclose(offsets(persistence_picture(tree, .7)), [0, 0, .7, .7])
+    assert np.allclose(offsets(persistence_picture(tree, np.inf)), 0)
 
-@pytest.mark.parametrize('tree', [merge_tree([], [0.]), merge_tree([], [-7., -7]), merge_tree([[0, 1], [1, 2]], [3., 1, 2]), tree_of(900, 2), tree_of(50, scale=1e-9), tree_of(50, scale=1e12)], ids=['one', 'equal', 'two', 'many', 'tiny', 'huge'])
+def test_one_survivor():
+    assert '1 survives' in persistence_picture(merge_tree([[0, 1]], [1, 2]), np.inf).caption
+
+TREES = dict(
+    one=merge_tree([], [0.]),
+    equal=merge_tree([], [-7., -7]),
+    two=merge_tree([[0, 1], [1, 2]], [3., 1, 2]),
+    many=tree_of(900, 2),
+    tiny=tree_of(50, scale=1e-9),
+    huge=tree_of(50, scale=1e12))
+
+@pytest.mark.parametrize('tree', TREES.values(), ids=TREES.keys())
 @pytest.mark.parametrize('tau', [None, 0, 1e-9, 5])
 def test_any_number_and_size(tree, tau):
     picture = persistence_picture(tree, tau)

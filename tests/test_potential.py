@@ -7,7 +7,8 @@ import torch
 from torch.nn.utils import parametrize
 
 from nmc_workbench.core.errors import InputError
-from nmc_workbench.modes.potential import Potential, dsm_loss, endpoint_loss, evaluated, grad_cosine_loss, height_and_score, mean_std, noise_scales, score
+from nmc_workbench.modes.potential import (Potential, dsm_loss, endpoint_loss, evaluated, grad_cosine_loss,
+                                           height_and_score, mean_std, noise_scales, score)
 
 MU = torch.tensor([.3, -1., 2.], dtype=torch.float64)
 
@@ -46,7 +47,8 @@ def test_score_of_a_bowl():
 def test_score_against_differences(norm, depth):
     potential, z = small(norm, depth=depth), rows()
     wanted = differences(lambda z: potential(z).sum(), z)
-    for found in (score(potential, z), height_and_score(potential, z)[1]): torch.testing.assert_close(found, wanted, atol=1e-8, rtol=1e-6)
+    for found in (score(potential, z), height_and_score(potential, z)[1]):
+        torch.testing.assert_close(found, wanted, atol=1e-8, rtol=1e-6)
     torch.testing.assert_close(height_and_score(potential, z)[0], potential(z).detach())
     field, chosen = evaluated(potential), torch.tensor([5, 0, 2])
     torch.testing.assert_close(field.scores(field.heights(z)[1], chosen), score(potential, z)[chosen])
@@ -60,7 +62,8 @@ def test_a_potential_in_training_is_read_as_in_evaluation_and_left_alone():
         assert torch.equal(found[0], wanted[0]) or torch.allclose(found[0], wanted[0])
         torch.testing.assert_close(found[1], wanted[1])
         potential.train()
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), potential.state_dict().values())) and potential.training
+    after = potential.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), after.values())) and potential.training
 
 
 @pytest.mark.parametrize('weight', ['none', 'sigma2'])
@@ -71,7 +74,8 @@ def test_dsm_against_a_loop(weight, norm):
     total = 0.
     for i in range(6):
         s = differences(lambda z: potential(z).sum(), (z[i] + sigma[i] * eps[i])[None])[0]
-        for j in range(3): total += (sigma[i].item() ** 2 if weight == 'sigma2' else 1) * (s[j] + eps[i, j] / sigma[i]).item() ** 2 / 18
+        w = sigma[i].item() ** 2 if weight == 'sigma2' else 1
+        for j in range(3): total += w * (s[j] + eps[i, j] / sigma[i]).item() ** 2 / 18
     assert math.isclose(dsm_loss(potential, z, sigma, eps, weight).item(), total, rel_tol=1e-7)
     with torch.no_grad(): assert math.isclose(dsm_loss(potential, z, sigma, eps, weight).item(), total, rel_tol=1e-7)
 
@@ -92,15 +96,20 @@ def test_gradient_of_dsm_against_differences():
 def test_optimum_for_data_at_one_point():
     "Among bowls of any width, the score of the noise's own Gaussian makes the loss least, and zero."
     sigma, eps = torch.full((200,), .4, dtype=torch.float64), rows(200)
-    losses = {width: dsm_loss(lambda z: -(z - MU).square().sum(1) / (2 * width ** 2), MU.expand(200, 3), sigma, eps).item() for width in (.3, .35, .4, .45, .5)}
+    def loss(width):
+        def narrow(z): return -(z - MU).square().sum(1) / (2 * width ** 2)
+        return dsm_loss(narrow, MU.expand(200, 3), sigma, eps).item()
+    losses = {width: loss(width) for width in (.3, .35, .4, .45, .5)}
     assert min(losses, key=losses.get) == .4 and losses[.4] < 1e-20
 
 
 def test_optimum_for_gaussian_data():
-    "Data of variance v and noise of variance sigma^2 make a Gaussian of variance v + sigma^2; its score is the best of all bowls'."
+    """Data of variance v and noise of variance sigma^2 make a Gaussian of variance v + sigma^2; its score is the best
+    among those of all bowls."""
     n, v, sigma = 20_000, 1., .5
-    z = MU + rows(n)
-    losses = {u: dsm_loss(lambda z: -(z - MU).square().sum(1) / (2 * u), z, torch.full((n,), sigma, dtype=torch.float64), rows(n, seed=1)).item() for u in (.9, 1., 1.25, 1.5, 2.)}
+    z, noise, scales = MU + rows(n), rows(n, seed=1), torch.full((n,), sigma, dtype=torch.float64)
+    def loss(u): return dsm_loss(lambda z: -(z - MU).square().sum(1) / (2 * u), z, scales, noise).item()
+    losses = {u: loss(u) for u in (.9, 1., 1.25, 1.5, 2.)}
     assert min(losses, key=losses.get) == v + sigma ** 2
 
 
@@ -118,8 +127,10 @@ def test_training_brings_the_loss_down():
 
 def test_gradient_of_endpoint_loss_against_differences():
     potential, z, z_aug = small(), rows(4), rows(4, seed=1)
-    found = torch.autograd.grad(endpoint_loss(potential, a := z.clone().requires_grad_(), z_aug), [a, w := potential.layers[0].parametrizations.weight.original])
-    torch.testing.assert_close(found[0], differences(lambda z: endpoint_loss(potential, z, z_aug), z), atol=1e-9, rtol=1e-5)
+    w, start = potential.layers[0].parametrizations.weight.original, z.clone().requires_grad_()
+    found = torch.autograd.grad(endpoint_loss(potential, start, z_aug), [start, w])
+    wanted = differences(lambda z: endpoint_loss(potential, z, z_aug), z)
+    torch.testing.assert_close(found[0], wanted, atol=1e-9, rtol=1e-5)
     def at(h):
         with torch.no_grad(): w[2, 1] += h
         value = endpoint_loss(potential, z, z_aug).item()
@@ -136,13 +147,16 @@ def test_endpoint_loss_against_a_loop():
             s = score(potential, view)
             view = view + .1 * torch.stack([r / max(r.norm().item(), 1e-8) for r in s])
         ends.append(view)
-    assert math.isclose(endpoint_loss(potential, z, z_aug).item(), (ends[0] - ends[1]).square().mean().item(), rel_tol=1e-9)
-    assert endpoint_loss(potential, z, z) == 0 and math.isclose(endpoint_loss(potential, z, z_aug).item(), endpoint_loss(potential, z_aug, z).item(), rel_tol=1e-9)
+    loss = endpoint_loss(potential, z, z_aug).item()
+    assert math.isclose(loss, (ends[0] - ends[1]).square().mean().item(), rel_tol=1e-9)
+    assert endpoint_loss(potential, z, z) == 0
+    assert math.isclose(loss, endpoint_loss(potential, z_aug, z).item(), rel_tol=1e-9)
 
 
 def test_cosine_loss():
     s = rows()
-    assert abs(grad_cosine_loss(s, 2 * s)) < 1e-12 and math.isclose(grad_cosine_loss(s, -s), 2) and math.isclose(grad_cosine_loss(torch.eye(3), torch.eye(3).roll(1, 0)), 1, rel_tol=1e-6)
+    assert abs(grad_cosine_loss(s, 2 * s)) < 1e-12 and math.isclose(grad_cosine_loss(s, -s), 2)
+    assert math.isclose(grad_cosine_loss(torch.eye(3), torch.eye(3).roll(1, 0)), 1, rel_tol=1e-6)
 
 
 def test_spectral_norm_is_one():
@@ -150,7 +164,8 @@ def test_spectral_norm_is_one():
     with torch.no_grad():
         for layer in potential.layers: layer.parametrizations.weight.original.mul_(7)
     for _ in range(60): potential(torch.randn(4, 8))
-    for layer in potential.eval().layers: assert abs(torch.linalg.matrix_norm(layer.weight.detach(), 2).item() - 1) < .02
+    norms = [torch.linalg.matrix_norm(layer.weight.detach(), 2).item() for layer in potential.eval().layers]
+    assert all(abs(norm - 1) < .02 for norm in norms)
     far = score(potential, 10 * torch.randn(500, 8)).norm(dim=1).max()
     assert far < 1.1 ** 3 * 1.05
     free = Potential(8, hidden=32, norm='none')
@@ -159,7 +174,8 @@ def test_spectral_norm_is_one():
 
 def test_weights_are_kaiming_fan_out():
     w = Potential(512, hidden=512, norm='none').layers[0].weight
-    assert abs(w.std().item() - math.sqrt(2 / 512)) < 1e-3 and not any(layer.bias.any() for layer in Potential(4).layers)
+    assert abs(w.std().item() - math.sqrt(2 / 512)) < 1e-3
+    assert not any(layer.bias.any() for layer in Potential(4).layers)
 
 
 def test_dropout_follows_its_generator():
@@ -168,7 +184,8 @@ def test_dropout_follows_its_generator():
     first = potential(z)
     torch.manual_seed(9)
     potential.generator.manual_seed(5)
-    assert torch.equal(first, potential(z)) and not torch.equal(first, potential(z)) and torch.equal(potential.eval()(z), potential(z))
+    assert torch.equal(first, potential(z)) and not torch.equal(first, potential(z))
+    assert torch.equal(potential.eval()(z), potential(z))
     copy.deepcopy(potential)
 
 
@@ -176,13 +193,19 @@ def test_noise_scales():
     u = noise_scales(2., 50_000, torch.Generator().manual_seed(0)).double()
     assert .1 <= u.min() < .101 and .99 < u.max() <= 1.
     assert abs(u.log().mean() - (math.log(.1) + math.log(1.)) / 2) < .01       # uniform in the logarithm
-    assert torch.equal(noise_scales(2., 5, torch.Generator().manual_seed(3)), noise_scales(2., 5, torch.Generator().manual_seed(3)))
+    first, again = (noise_scales(2., 5, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
     assert math.isclose(mean_std(torch.tensor([[0., 0.], [2., 4.]])).item(), (2 ** .5 + 8 ** .5) / 2, rel_tol=1e-6)
 
 
-@pytest.mark.parametrize('bad', [lambda: Potential(3, norm='spectrum'), lambda: Potential(3, dropout=1.), lambda: Potential(0), lambda: small()(torch.zeros(2, 4).double()), lambda: small()(torch.zeros(3).double()),
-                                 lambda: dsm_loss(bowl, rows(), torch.ones(6), rows(), 'sigma'), lambda: dsm_loss(bowl, rows(), torch.ones(5), rows()), lambda: noise_scales(1., 3, torch.Generator(), .5, .05),
-                                 lambda: endpoint_loss(bowl, rows(3), rows(4)), lambda: mean_std(torch.ones(1, 3)), lambda: height_and_score(lambda z: z, rows())])
+@pytest.mark.parametrize('bad', [
+    lambda: Potential(3, norm='spectrum'), lambda: Potential(3, dropout=1.), lambda: Potential(0),
+    lambda: small()(torch.zeros(2, 4).double()), lambda: small()(torch.zeros(3).double()),
+    lambda: dsm_loss(bowl, rows(), torch.ones(6), rows(), 'sigma'),
+    lambda: dsm_loss(bowl, rows(), torch.ones(5), rows()),
+    lambda: noise_scales(1., 3, torch.Generator(), .5, .05),
+    lambda: endpoint_loss(bowl, rows(3), rows(4)), lambda: mean_std(torch.ones(1, 3)),
+    lambda: height_and_score(lambda z: z, rows())])
 def test_bad_input(bad):
     with pytest.raises(InputError) as e: bad()
     assert '\n' not in str(e.value)

@@ -1,4 +1,5 @@
-"""Labels in a file and back, whatever the images are called; what does not fit is refused; training on them, interrupted and resumed."""
+"""Labels in a file and back, whatever the images are called; what does not fit is refused; training on them,
+interrupted and resumed."""
 import json
 import os
 
@@ -17,7 +18,9 @@ from nmc_workbench.evaluation.retrain import LabelTraining, read_labels, train_o
 from nmc_workbench.runs.index import list_runs
 from nmc_workbench.runs.metrics_log import read_metrics
 
-NAMES = ['plain.png', 'a,b.png', '"quoted".png', 'half "quoted', 'two\nlines.png', 'dos\r\nlines', 'bare\rreturn', ' spaces ', '', 'naïve 🌱🧪.png', os.fsdecode(b'latin-\xe9.png'), '=1+1', "it's; a\ttab", 'line\u2028separator', 'id']
+NAMES = ['plain.png', 'a,b.png', '"quoted".png', 'half "quoted', 'two\nlines.png', 'dos\r\nlines', 'bare\rreturn',
+         ' spaces ', '', 'naïve 🌱🧪.png', os.fsdecode(b'latin-\xe9.png'),
+         '=1+1', "it's; a\ttab", 'line\u2028separator', 'id']
 LABELS = np.random.default_rng(0).integers(0, 9, (3, len(NAMES)))
 
 
@@ -80,9 +83,13 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
     (['a', 'b', 'a'], [0, 1, 2], "the id 'a' stands for several images"),
     (['', 'b', ''], [0, 1, 2], "the id '' stands for several images"),
     (['a', 'b'], [0, 1, 2], r'labels of shape \(1, 3\) for 2 images; expected \(2,\) or \(heads, 2\)'),
-    (['a', 'b'], [[[0, 1]]], 'labels of shape'), ([], [], 'labels of shape'), (['a'], 3, 'labels of shape'),
-    (['a', 'b'], [[0, 1], [1]], 'labels of several lengths'),
-    (['a', 'b'], [0., 1.], 'labels of type float64; expected whole numbers'), (['a', 'b'], ['0', '1'], 'labels of type <U1'), (['a', 'b'], [True, False], 'labels of type bool'),
+    (['a', 'b'], [[[0, 1]]], 'labels of shape'),
+    ([], [], 'labels of shape'),
+    (['a'], 3, 'labels of shape'),
+    (['a', 'b'], [[0, 1], [1]], 'labels has rows of several lengths'),
+    (['a', 'b'], [0., 1.], 'labels of type float64; expected whole numbers'),
+    (['a', 'b'], ['0', '1'], 'labels of type <U1'),
+    (['a', 'b'], [True, False], 'labels of type bool'),
     (['a', 'b'], [[0, 1], [0, -1]], 'a label of image 1 is -1; expected 0 and above')])
 def test_labels_that_cannot_be_written(file, ids, labels, message):
     refused(message, write_labels, file, ids, labels)
@@ -92,14 +99,30 @@ def test_labels_that_cannot_be_written(file, ids, labels, message):
 HEAD = 'id,head0,head1\n'
 
 @pytest.mark.parametrize('text, message', [
-    ('', 'is empty; expected a header id,head0 and a row an image'), ('\n\n', 'is empty'),
-    ('a,1,2\nb,1,2\n', "begins with 'a,1,2'; expected a header id,head0,head1,..."), ('id\na\n', "begins with 'id'"), ('id,head1,head0\n', 'begins with'), ('id;head0\n', 'begins with'), ('\xff\xfei\0d\0', 'begins with'),
-    (f'{HEAD}a,1,2\nb,1\n', "row 3, 'b,1', has 2 fields; expected the id and 2 labels"), (f'{HEAD}a,1,2,3\nb,1,2\n', "row 2, 'a,1,2,3', has 4 fields"),
-    (f'{HEAD}a,1,2\nc,1,2\n', "row 3 is of 'c', which is none of the 2 images"), (f'{HEAD}a,1,2\n"x\ny",1,2\n', r"row 3 is of 'x\\ny', which is none"),
-    (f'{HEAD}a,1,2\na,1,2\n', "row 3 is of 'a', which has a row already"), (f'{HEAD}b,1,2\n', "has no row of 'a' and has 1 for 2 images"), (HEAD, "has no row of 'a' and has 0"),
-    (f'{HEAD}a,1,-2\nb,1,2\n', "row 2 has the label '-2'; expected a whole number from 0"), (f'{HEAD}a,1.0,2\nb,1,2\n', "has the label '1.0'"), (f'{HEAD}a,,2\nb,1,2\n', "has the label ''"),
-    (f'{HEAD}a, 1,2\nb,1,2\n', "has the label ' 1'"), (f'{HEAD}a,1_0,2\nb,1,2\n', "has the label '1_0'"), (f'{HEAD}a,nan,2\nb,1,2\n', "has the label 'nan'"), (f'{HEAD}a,٣,2\nb,1,2\n', 'has the label'),
-    (f'{HEAD}a,{"9" * 30},2\nb,1,2\n', "has the label '9+'"), (f'{HEAD}a,1,2\n"b,1,2\n', 'is damaged or no CSV file'), (f'{HEAD}a,1,2\n"b"x,1,2\n', 'is damaged or no CSV file')])
+    ('', 'is empty; expected a header id,head0 and a row per image'),
+    ('\n\n', 'is empty'),
+    ('a,1,2\nb,1,2\n', "begins with 'a,1,2'; expected a header id,head0,head1,..."),
+    ('id\na\n', "begins with 'id'"),
+    ('id,head1,head0\n', 'begins with'),
+    ('id;head0\n', 'begins with'),
+    ('\xff\xfei\0d\0', 'begins with'),
+    (f'{HEAD}a,1,2\nb,1\n', "row 3, 'b,1', has 2 fields; expected the id and 2 labels"),
+    (f'{HEAD}a,1,2,3\nb,1,2\n', "row 2, 'a,1,2,3', has 4 fields"),
+    (f'{HEAD}a,1,2\nc,1,2\n', "row 3 is of 'c', which is none of the 2 images"),
+    (f'{HEAD}a,1,2\n"x\ny",1,2\n', r"row 3 is of 'x\\ny', which is none"),
+    (f'{HEAD}a,1,2\na,1,2\n', "row 3 is of 'a', which has a row already"),
+    (f'{HEAD}b,1,2\n', "has no row of 'a' and has 1 for 2 images"),
+    (HEAD, "has no row of 'a' and has 0"),
+    (f'{HEAD}a,1,-2\nb,1,2\n', "row 2 has the label '-2'; expected a whole number from 0"),
+    (f'{HEAD}a,1.0,2\nb,1,2\n', "has the label '1.0'"),
+    (f'{HEAD}a,,2\nb,1,2\n', "has the label ''"),
+    (f'{HEAD}a, 1,2\nb,1,2\n', "has the label ' 1'"),
+    (f'{HEAD}a,1_0,2\nb,1,2\n', "has the label '1_0'"),
+    (f'{HEAD}a,nan,2\nb,1,2\n', "has the label 'nan'"),
+    (f'{HEAD}a,٣,2\nb,1,2\n', 'has the label'),
+    (f'{HEAD}a,{"9" * 30},2\nb,1,2\n', "has the label '9+'"),
+    (f'{HEAD}a,1,2\n"b,1,2\n', 'is damaged or no CSV file'),
+    (f'{HEAD}a,1,2\n"b"x,1,2\n', 'is damaged or no CSV file')])
 def test_files_that_do_not_fit(file, text, message):
     file.write_text(text, encoding='utf-8')
     refused(message, read_labels, file, ['a', 'b'])
@@ -122,7 +145,8 @@ def test_the_loss_is_the_mean_of_the_heads(digits):
     stage = LabelTraining(net, 10, labels, lr=.1)
     net.eval()
     loss, log = stage(index, views)
-    heads = torch.stack([torch.stack([F.cross_entropy(net(v)[h], labels[h, index]) for h in range(3)]).mean() for v in views])
+    def of_view(v): return torch.stack([F.cross_entropy(net(v)[h], labels[h, index]) for h in range(3)]).mean()
+    heads = torch.stack([of_view(v) for v in views])
     torch.testing.assert_close(loss, heads.mean())
     right = torch.stack([net(v).argmax(2) == labels[:, index] for v in views])
     torch.testing.assert_close(log['accuracy'], right.float().mean())
@@ -140,7 +164,12 @@ def test_learning_rates(epochs):
         assert stage.optimisers['sgd'].param_groups[0]['lr'] == pytest.approx(want, rel=1e-12)
 
 
-def train(digits, labels, **more): return train_on_labels(digits, labels, **{**dict(backbone='smallconv(width=4)', epochs=5, batch_size=40, device='cpu', checkpoint_every=2), **more})
+QUICK = dict(backbone='smallconv(width=4)', epochs=5, batch_size=40, device='cpu', checkpoint_every=2)
+
+
+def train(digits, labels, **more): return train_on_labels(digits, labels, **{**QUICK, **more})
+
+
 def same(a, b): return all(p.equal(q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
@@ -189,28 +218,44 @@ def test_an_interrupted_run_resumes_to_the_bit(digits, tmp_path, monkeypatch, st
         with pytest.raises(KeyboardInterrupt): train(digits, labels, augment='digits', run_dir=run)
     assert not (run / 'results.json').exists()
     assert same(whole, train(digits, labels, augment='digits', run_dir=run, resume=True))
-    rows = [[{k: r[k] for k in ('epoch', 'loss', 'accuracy', 'lr')} for r in read_metrics(f)] for f in (tmp_path / 'whole', run)]
-    assert rows[0] == rows[1] and len(rows[0]) == 5
+    def rows(folder): return [{k: r[k] for k in ('epoch', 'loss', 'accuracy', 'lr')} for r in read_metrics(folder)]
+    assert rows(tmp_path / 'whole') == rows(run) and len(rows(run)) == 5
 
 
 def test_what_a_run_keeps(digits, tmp_path):
     labels = np.arange(120) % 4
     net = train(digits, labels, run_dir=tmp_path / 'run')
-    assert {'config.json', 'metrics.jsonl', 'checkpoint.pt', 'labels.pt', 'results.json', 'provenance.json'} <= {p.name for p in (tmp_path / 'run').iterdir()}
+    kept = {'config.json', 'metrics.jsonl', 'checkpoint.pt', 'labels.pt', 'results.json', 'provenance.json'}
+    assert kept <= {p.name for p in (tmp_path / 'run').iterdir()}
     (row,) = list_runs(tmp_path)
-    assert row['method'] == 'labels' and row['dataset'] == 'digits' and row['accuracy'] == read_metrics(tmp_path / 'run')[-1]['accuracy']
-    assert all(v.equal(net.state_dict()[k]) for k, v in torch.load(tmp_path / 'run/labels.pt', weights_only=True).items())
+    assert row['method'] == 'labels' and row['dataset'] == 'digits'
+    assert row['accuracy'] == read_metrics(tmp_path / 'run')[-1]['accuracy']
+    weights = torch.load(tmp_path / 'run/labels.pt', weights_only=True)
+    assert all(v.equal(net.state_dict()[k]) for k, v in weights.items())
     for other in (dict(labels=(labels + 1) % 4), dict(lr=.1), dict(augment='digits')):
-        refused('belongs to another configuration', train, digits, **{**dict(labels=labels, run_dir=tmp_path / 'run', resume=True), **other})
+        given = {**dict(labels=labels, run_dir=tmp_path / 'run', resume=True), **other}
+        refused('belongs to another configuration', train, digits, **given)
     assert json.loads((tmp_path / 'run/config.json').read_text())['lr'] == .05
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(labels=np.zeros(7, int)), r'labels of shape \(1, 7\) for 120 images'), (dict(labels=np.full(120, -1)), 'a label of image 0 is -1'), (dict(labels='nothing.csv'), 'cannot read the labels nothing.csv'),
-    (dict(labels=np.full(120, 10 ** 9)), 'labels go up to 1000000000 for 120 images'), (dict(n_clusters=3), 'n_clusters=3, and labels go up to 3; expected at least 4'),
-    (dict(epochs=0), 'epochs=0 is out of range'), (dict(lr=0.), 'lr=0.0 is out of range'), (dict(lr=float('nan')), 'lr=nan is out of range'), (dict(lr=float('inf')), 'lr=inf is out of range'), (dict(momentum=1.), 'momentum=1.0 is out of range'),
-    (dict(weight_decay=-1.), 'weight_decay=-1.0'), (dict(batch_size=0), 'batch_size=0'), (dict(batch_size=121), 'batch_size=121 > n_samples=120'),
-    (dict(backbone='small'), 'unknown backbone'), (dict(augment='no'), 'unknown preset'), (dict(backbone='alexnet'), '8 x 8 pixels; alexnet takes 223'), (dict(device='cuda:99'), "device 'cuda:99'")])
+    (dict(labels=np.zeros(7, int)), r'labels of shape \(1, 7\) for 120 images'),
+    (dict(labels=np.full(120, -1)), 'a label of image 0 is -1'),
+    (dict(labels='nothing.csv'), 'cannot read the labels nothing.csv'),
+    (dict(labels=np.full(120, 10 ** 9)), 'labels go up to 1000000000 for 120 images'),
+    (dict(n_clusters=3), 'n_clusters=3, and labels go up to 3; expected at least 4'),
+    (dict(epochs=0), 'epochs=0 is out of range'),
+    (dict(lr=0.), 'lr=0.0 is out of range'),
+    (dict(lr=float('nan')), 'lr=nan is out of range'),
+    (dict(lr=float('inf')), 'lr=inf is out of range'),
+    (dict(momentum=1.), 'momentum=1.0 is out of range'),
+    (dict(weight_decay=-1.), 'weight_decay=-1.0'),
+    (dict(batch_size=0), 'batch_size=0'),
+    (dict(batch_size=121), 'batch_size=121 > n_samples=120'),
+    (dict(backbone='small'), 'unknown backbone'),
+    (dict(augment='no'), 'unknown preset'),
+    (dict(backbone='alexnet'), '8 x 8 pixels; alexnet takes 223'),
+    (dict(device='cuda:99'), "device 'cuda:99'")])
 def test_bad_input_leaves_no_folder(digits, tmp_path, options, message):
     refused(message, train, digits, **{**dict(labels=np.arange(120) % 4, run_dir=tmp_path / 'run'), **options})
     assert not (tmp_path / 'run').exists()

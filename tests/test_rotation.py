@@ -1,4 +1,5 @@
-"""Retraining with rotation: the turns against Pillow, the loss head by head, rates of SeLa's code, accuracies in closed form, bad input, resumption.
+"""Retraining with rotation: the turns against Pillow, the loss head by head, rates of SeLa's code, accuracies in closed
+form, bad input, resumption.
 
 The folder of golden values can be replaced with NMC_GOLDEN_SELA: rates, drops and epochs are read from the file."""
 import json
@@ -22,7 +23,8 @@ from nmc_workbench.nets.backbones import backbone
 from nmc_workbench.evaluation.probes import layer_probes
 from nmc_workbench.optim import stepped_rate
 from nmc_workbench.data.readers import as_images
-from nmc_workbench.evaluation.rotation import RotationNet, RotationStage, retrain_with_rotation, rotation_accuracy, rotations
+from nmc_workbench.evaluation.rotation import (RotationNet, RotationStage, retrain_with_rotation, rotation_accuracy,
+                                              rotations)
 
 GOLDEN = Path(os.environ.get('NMC_GOLDEN_SELA', Path(__file__).parent / 'golden/sela')) / 'lr.npz'
 OPTIONS = dict(name='smallconv(width=8)', views='digits', epochs=3, batch_size=50, device='cpu')
@@ -47,7 +49,7 @@ def test_rotations_are_pillows():
     found = rotations(pixels).view(4, 5, 3, 16, 16)
     for k, turned in enumerate(found):
         for image, wanted in zip(turned, pixels):
-            wanted = Image.fromarray(wanted.permute(1, 2, 0).numpy()).rotate(90 * k)        # Pillow turns counter-clockwise
+            wanted = Image.fromarray(wanted.permute(1, 2, 0).numpy()).rotate(90 * k)    # Pillow turns counter-clockwise
             assert (image.permute(1, 2, 0).numpy() == np.asarray(wanted)).all()
 
 
@@ -72,10 +74,13 @@ def test_loss_head_by_head(n_heads):
     index, x = torch.randperm(30)[:9], torch.rand(1, 9, 1, 8, 8)
     loss, log = RotationStage(net, 1, labels).step(index, x)
     turned = [x[0].rot90(k, (2, 3)) for k in range(4)]
-    rotation = torch.stack([F.cross_entropy(net.rotation(net.backbone(t)), torch.full((9,), k)) for k, t in enumerate(turned)]).mean()
-    own = torch.stack([F.cross_entropy(h(net.backbone(x[0])), labels[i, index]) for i, h in enumerate(net.heads)]).mean()
+    logits = [net.rotation(net.backbone(t)) for t in turned]
+    rotation = torch.stack([F.cross_entropy(l, torch.full((9,), k)) for k, l in enumerate(logits)]).mean()
+    features = net.backbone(x[0])
+    own = torch.stack([F.cross_entropy(h(features), labels[i, index]) for i, h in enumerate(net.heads)]).mean()
     torch.testing.assert_close(loss, rotation + own)
-    torch.testing.assert_close(log['rotation_loss'], rotation.detach()), torch.testing.assert_close(log['label_loss'], own.detach())
+    torch.testing.assert_close(log['rotation_loss'], rotation.detach())
+    torch.testing.assert_close(log['label_loss'], own.detach())
     alone, log = RotationStage(net, 1, None).step(index, x)
     torch.testing.assert_close(alone, rotation)
     assert set(log) == {'rotation_loss', 'rotation_accuracy'}
@@ -90,13 +95,15 @@ def test_rates_golden():
 def test_everything_learns_and_alexnets_start_small():
     stage = RotationStage(network(), 1, torch.zeros(2, 9))
     group, = stage.start()['main'].param_groups
-    assert len(group['params']) == len(list(stage.network.parameters())) and (group['lr'], group['momentum'], group['weight_decay']) == (.05, .9, 1e-5)
+    assert len(group['params']) == len(list(stage.network.parameters()))
+    assert (group['lr'], group['momentum'], group['weight_decay']) == (.05, .9, 1e-5)
 
     class Stub(AlexNet):
         def __init__(self): nn.Module.__init__(self)
 
     net = initialised(lambda: RotationNet(Stub(), 4096, 50, 2), 0)
-    for head in (*net.heads, net.rotation): assert head.weight.std().item() == pytest.approx(.01, rel=.03) and (head.bias == 0).all()
+    for head in (*net.heads, net.rotation):
+        assert head.weight.std().item() == pytest.approx(.01, rel=.03) and (head.bias == 0).all()
 
 
 # ---- accuracy
@@ -111,7 +118,11 @@ class Corner(nn.Module):
     def forward(self, x): return torch.stack([x[:, 0, 0, 0], x[:, 0, -1, 0], x[:, 0, -1, -1], x[:, 0, 0, -1]], 1)
 
 
-@pytest.mark.parametrize('answer, wanted', [(torch.eye(4), 1.), (torch.eye(4)[:, [1, 0, 2, 3]], .5), (torch.zeros(4, 4), .25), (torch.eye(4).roll(1, 0), 0.)])
+@pytest.mark.parametrize('answer, wanted', [
+    (torch.eye(4), 1.),
+    (torch.eye(4)[:, [1, 0, 2, 3]], .5),
+    (torch.zeros(4, 4), .25),
+    (torch.eye(4).roll(1, 0), 0.)])
 def test_accuracy_counts_all_four(answer, wanted):
     pixels = torch.zeros(30, 1, 6, 6, dtype=torch.uint8)
     pixels[:, :, 0, 0] = 255
@@ -132,17 +143,21 @@ def test_accuracy_of_symmetric_images():
 
 def test_labels_and_rotation_are_learned(digits, labels):
     train, test = digits
-    net, found = retrain_with_rotation(train, labels, **{**OPTIONS, 'epochs': 12, 'batch_size': 25, 'name': 'smallconv', 'views': preset('digits', degrees=5., size=None)}, test=test)
+    views = preset('digits', degrees=5., size=None)
+    longer = {**OPTIONS, 'epochs': 12, 'batch_size': 25, 'name': 'smallconv', 'views': views}
+    net, found = retrain_with_rotation(train, labels, **longer, test=test)
     with torch.no_grad(): logits = net(test.pixels / 255)
     assert found > .6 and float((logits[0].argmax(1) == test.labels).float().mean()) > .6
     assert logits.shape == (2, 150, 10) and not net.training
     assert found == rotation_accuracy(net, test, preset('digits'))
-    assert len(layer_probes(net, train, test, views='digits', epochs=1, device='cpu')) == 4              # a network like any other
+    # a network like any other
+    assert len(layer_probes(net, train, test, views='digits', epochs=1, device='cpu')) == 4
 
 
 def test_rotation_alone(digits):
     net, found = retrain_with_rotation(digits[0], None, **OPTIONS)
-    assert len(net.heads) == 0 and found == rotation_accuracy(net, digits[0], preset('digits')) and net.features(digits[0].pixels[:2] / 255).shape == (2, 32)
+    assert len(net.heads) == 0 and found == rotation_accuracy(net, digits[0], preset('digits'))
+    assert net.features(digits[0].pixels[:2] / 255).shape == (2, 32)
 
 
 def test_one_head_in_any_form(digits, labels):
@@ -165,14 +180,17 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(digits, labels, tmp_pat
         m.setattr(RotationStage, 'before_epoch', killed)
         retrain_with_rotation(digits[0], labels, **options, run_dir=tmp_path / 'cut')
     assert not (tmp_path / 'cut/results.json').exists()
-    for _ in range(2):                                                           # the second time there is nothing left to train
+    for _ in range(2):                                      # the second time there is nothing left to train
         net, found = retrain_with_rotation(digits[0], labels, **options, run_dir=tmp_path / 'cut', resume=True)
-        assert found == accuracy and all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), whole.state_dict().values()))
+        assert found == accuracy
+        assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), whole.state_dict().values()))
     rows = [json.loads(line) for line in (tmp_path / 'cut/metrics.jsonl').read_text().splitlines()]
     assert [r['epoch'] for r in rows] == [0, 1, 2, 3] and all(0 <= r['rotation_accuracy'] <= 1 for r in rows)
     assert json.loads((tmp_path / 'cut/results.json').read_text())['rotation_accuracy'] == accuracy
     for bad in (dict(labels=labels.flip(1)), dict(labels=None), dict(lr=.1), dict(name='smallconv')):
-        with pytest.raises(InputError, match='belongs to another configuration'): retrain_with_rotation(**{**dict(images=digits[0], labels=labels), **options, **bad}, run_dir=tmp_path / 'cut', resume=True)
+        with pytest.raises(InputError, match='belongs to another configuration'):
+            given = {**dict(images=digits[0], labels=labels), **options, **bad}
+            retrain_with_rotation(**given, run_dir=tmp_path / 'cut', resume=True)
 
 
 # ---- bad input
@@ -180,11 +198,22 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(digits, labels, tmp_pat
 
 def test_refuses(digits, labels, tmp_path):
     oblong = as_images(np.zeros((9, 8, 12), np.uint8))
-    cases = [(dict(labels=labels[:, :9]), r'shape \(2, 9\); expected \(heads, 150\)'), (dict(labels=labels[None]), 'expected'), (dict(labels=labels.float()), 'torch.float32; expected integers'),
-             (dict(labels=labels - 1), 'are negative'), (dict(labels=labels * 0), 'all labels are 0'), (dict(images=oblong, labels=None, views=Augment([])), 'square images'),
-             (dict(images=load('spiral', limit=50), labels=None), 'holds points'), (dict(name='alexnet', views=Augment([])), 'alexnet takes 223'), (dict(name='lenet'), "unknown backbone 'lenet'"),
-             (dict(views='digitz'), "unknown preset 'digitz'"), (dict(device='cuda:77'), "device 'cuda:77'"), (dict(amp='fp16'), 'fp16 needs a CUDA device')]
+    cases = [
+        (dict(labels=labels[:, :9]), r'shape \(2, 9\) for 150 images; expected \(150,\) or \(heads, 150\)'),
+        (dict(labels=labels[None]), 'expected'),
+        (dict(labels=labels.float()), 'labels of type float32; expected whole numbers'),
+        (dict(labels=labels - 1), 'a label of image .* is -1'),
+        (dict(labels=labels * 0), 'all labels are 0'),
+        (dict(images=oblong, labels=None, views=Augment([])), 'square images'),
+        (dict(images=load('spiral', limit=50), labels=None), 'holds points'),
+        (dict(name='alexnet', views=Augment([])), 'alexnet takes 223'),
+        (dict(name='lenet'), "unknown backbone 'lenet'"),
+        (dict(views='digitz'), "unknown preset 'digitz'"),
+        (dict(device='cuda:77'), "device 'cuda:77'"),
+        (dict(amp='fp16'), 'fp16 needs a CUDA device')]
     for bad, message in cases:
         if bad.get('name') == 'alexnet': bad['images'] = digits[0]
-        with pytest.raises(InputError, match=message) as e: retrain_with_rotation(**{**dict(images=digits[0], labels=labels), **OPTIONS, **bad}, run_dir=tmp_path / 'run')
+        with pytest.raises(InputError, match=message) as e:
+            given = {**dict(images=digits[0], labels=labels), **OPTIONS, **bad}
+            retrain_with_rotation(**given, run_dir=tmp_path / 'run')
         assert '\n' not in str(e.value) and not (tmp_path / 'run').exists()

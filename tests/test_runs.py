@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,7 +23,10 @@ from nmc_workbench.runs.metrics_log import MetricsLog, read_metrics
 from tests.test_basics import one_line, small_files, tiny_disk
 
 CONFIG = dict(method='NMCE', epochs=3, lr=.1, device='cpu')
-QUICK = dict(epochs=4, cluster_epochs=2, finetune_epochs=2, n_init=2, batch_size=50, hidden_dim=16, checkpoint_every=2, device='cpu')
+QUICK = dict(epochs=4, cluster_epochs=2, finetune_epochs=2, n_init=2, batch_size=50, hidden_dim=16, checkpoint_every=2,
+             device='cpu')
+FILES = {'config.json', 'provenance.json', 'metrics.jsonl', 'checkpoint.pt', 'results.json', 'predictions.npy',
+         'embeddings.npy', 'ids.npy', 'model.pt'}
 
 
 @pytest.fixture(scope='module')
@@ -51,31 +55,39 @@ def same(model, other, folder=None):
 
 def test_a_finished_run_holds_what_it_says(done, images):
     folder = Path(done.run_dir)
-    assert {'config.json', 'provenance.json', 'metrics.jsonl', 'checkpoint.pt', 'results.json', 'predictions.npy', 'embeddings.npy', 'ids.npy', 'model.pt'} <= set(os.listdir(folder))
+    assert FILES <= set(os.listdir(folder))
     assert not [p for p in folder.rglob('*') if p.name.endswith('.tmp')]
-    assert (np.load(folder / 'predictions.npy') == done.labels_).all() and (np.load(folder / 'embeddings.npy') == done.embedding_).all()
+    assert (np.load(folder / 'predictions.npy') == done.labels_).all()
+    assert (np.load(folder / 'embeddings.npy') == done.embedding_).all()
     assert (np.load(folder / 'ids.npy') == images.ids).all()
     config, where = (json.loads((folder / f).read_text()) for f in ('config.json', 'provenance.json'))
     assert config['method'] == 'NMCE' and config['data'] == images.fingerprint() == where['data']
-    assert {k: config[k] for k in done.config_.to_dict()} == done.config_.to_dict() and None not in (config['lr'], config['n_clusters'])
-    assert where['versions']['torch'] == torch.__version__ and where['device'] == 'cpu' and where['seed'] == 0 and where['seconds'] > 0
-    assert where['threads'] == torch.get_num_threads() and {'python', 'git_commit', 'command', 'started', 'platform'} <= where.keys()
+    assert {k: config[k] for k in done.config_.to_dict()} == done.config_.to_dict()
+    assert None not in (config['lr'], config['n_clusters'])
+    assert where['versions']['torch'] == torch.__version__ and where['device'] == 'cpu' and where['seed'] == 0
+    assert where['seconds'] > 0
+    assert where['threads'] == torch.get_num_threads()
+    assert {'python', 'git_commit', 'command', 'started', 'platform'} <= where.keys()
     results = json.loads((folder / 'results.json').read_text())
     assert {k: results[k] for k in done.results_} == done.results_
 
 
-def test_one_row_an_epoch_in_order(done):
+def test_one_row_per_epoch_in_order(done):
     rows = read_metrics(done.run_dir)
-    assert [(r['stage'], r['epoch']) for r in rows] == [('representation', e) for e in range(4)] + [(s, e) for s in ('cluster_heads', 'fine_tune') for e in range(2)]
+    epochs = dict(representation=4, cluster_heads=2, fine_tune=2)
+    assert [(r['stage'], r['epoch']) for r in rows] == [(stage, e) for stage, n in epochs.items() for e in range(n)]
     assert rows == done.history_ and [r['step'] for r in rows] == [2, 4, 6, 8, 2, 4, 2, 4]
     assert all({'loss', 'R', 'similarity', 'seconds', 'views_per_second'} <= r.keys() for r in rows)
-    assert all(('lr' in r) == (r['stage'] == 'representation') and ('lr_head' in r) == (r['stage'] != 'representation') for r in rows)
+    for r in rows:
+        alone = r['stage'] == 'representation'
+        assert ('lr' in r) == alone and ('lr_head' in r) != alone
 
 
 def test_tensorboard_reads_the_same_numbers(done):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     events = accumulator.EventAccumulator(str(Path(done.run_dir) / 'events')).Reload()
-    assert [e.value for e in events.Scalars('representation/loss')] == pytest.approx([r['loss'] for r in done.history_[:4]])
+    losses = [e.value for e in events.Scalars('representation/loss')]
+    assert losses == pytest.approx([r['loss'] for r in done.history_[:4]])
 
 
 def test_provenance_reads_the_commit_of_the_library():
@@ -99,22 +111,26 @@ def test_wall_time_adds_up(tmp_path):
 
 def test_another_configuration_is_refused_with_the_differences(tmp_path):
     Run(tmp_path / 'a', CONFIG)
+    differences = 'epochs=3 there, 4 here; lr=0.1 there, 0.2 here; new=None there, 1 here'
     for resume in (True, False):
-        with pytest.raises(InputError, match=r'another configuration \(epochs=3 there, 4 here; lr=0.1 there, 0.2 here; new=None there, 1 here\)') as error:
+        with pytest.raises(InputError, match=rf'another configuration \({differences}\)') as error:
             Run(tmp_path / 'a', {**CONFIG, 'epochs': 4, 'lr': .2, 'new': 1}, resume)
         one_line(error)
     assert json.loads((tmp_path / 'a/config.json').read_text()) == CONFIG and os.listdir(tmp_path) == ['a']
-    Run(tmp_path / 'a', {**CONFIG, 'device': 'cuda', 'resume': True, 'checkpoint_every': 1}, resume=True)     # these change nothing that is computed
+    # these change nothing that is computed
+    Run(tmp_path / 'a', {**CONFIG, 'device': 'cuda', 'resume': True, 'checkpoint_every': 1}, resume=True)
 
 
 def test_other_data_is_another_configuration(copy, images):
-    with pytest.raises(InputError, match="another configuration .*data='"): NMCE(**QUICK, run_dir=str(copy), resume=True).fit(load('digits', limit=101))
+    with pytest.raises(InputError, match="another configuration .*data='"):
+        NMCE(**QUICK, run_dir=str(copy), resume=True).fit(load('digits', limit=101))
 
 
 def test_without_resume_the_earlier_run_is_set_aside(tmp_path):
     for i in range(3): (Run(tmp_path / 'a', CONFIG).path(f'{i}.txt')).write_text('')
     assert sorted(os.listdir(tmp_path)) == ['a', 'a.previous']
-    assert '2.txt' in os.listdir(tmp_path / 'a') and '1.txt' in os.listdir(tmp_path / 'a.previous') and len(os.listdir(tmp_path / 'a')) == 2
+    assert '2.txt' in os.listdir(tmp_path / 'a') and '1.txt' in os.listdir(tmp_path / 'a.previous')
+    assert len(os.listdir(tmp_path / 'a')) == 2
 
 
 def test_the_current_folder_can_be_a_run(tmp_path, monkeypatch):
@@ -132,8 +148,11 @@ def test_a_foreign_folder_is_left_alone(tmp_path, resume):
     (tmp_path / 'a/.swap.1.tmp').write_text('x')
     (tmp_path / 'file').write_text('x')
     for name in ('a', 'file'):
-        with pytest.raises(InputError, match=f'{tmp_path}/{name} is not empty and not a run folder; choose another run_dir'): Run(tmp_path / name, CONFIG, resume)
-    assert sorted(os.listdir(tmp_path / 'a')) == ['.swap.1.tmp', 'thesis.tex'] and (tmp_path / 'file').read_text() == 'x'
+        message = f'{tmp_path}/{name} is not empty and not a run folder; choose another run_dir'
+        with pytest.raises(InputError, match=message):
+            Run(tmp_path / name, CONFIG, resume)
+    assert sorted(os.listdir(tmp_path / 'a')) == ['.swap.1.tmp', 'thesis.tex']
+    assert (tmp_path / 'file').read_text() == 'x'
 
 
 def test_an_empty_folder_and_a_missing_one_will_do(tmp_path):
@@ -147,13 +166,15 @@ def test_an_empty_folder_and_a_missing_one_will_do(tmp_path):
 def test_a_damaged_configuration_is_refused(tmp_path, content):
     Run(tmp_path / 'a', CONFIG).path('config.json').write_text(content)
     for resume in (True, False):
-        with pytest.raises(InputError, match='a/config.json is damaged; choose another run_dir or delete the folder'): Run(tmp_path / 'a', CONFIG, resume)
+        with pytest.raises(InputError, match='a/config.json is damaged; choose another run_dir or delete the folder'):
+            Run(tmp_path / 'a', CONFIG, resume)
     assert (tmp_path / 'a/config.json').read_text() == content
 
 
 def test_what_a_killed_process_left_does_not_stand_in_the_way(tmp_path):
     (tmp_path / 'a').mkdir()
-    for name in ('.config.json.123.tmp', '.checkpoint.pt.9.tmp', '.predictions.npy.9.tmp'): (tmp_path / 'a' / name).write_text('half')
+    for name in ('.config.json.123.tmp', '.checkpoint.pt.9.tmp', '.predictions.npy.9.tmp'):
+        (tmp_path / 'a' / name).write_text('half')
     Run(tmp_path / 'a', CONFIG, resume=True)
     assert os.listdir(tmp_path / 'a') == ['config.json']
 
@@ -161,7 +182,9 @@ def test_what_a_killed_process_left_does_not_stand_in_the_way(tmp_path):
 def test_a_read_only_folder_is_named(tmp_path, images):
     with tiny_disk(tmp_path / 'disk') as disk:
         subprocess.run(['mount', '-o', 'remount,ro', disk], check=True)
-        with pytest.raises(InputError, match=f'cannot write {disk}/run.*Read-only file system; choose a folder') as error: NMCE(**QUICK, run_dir=f'{disk}/run').fit(images)
+        message = f'cannot write {disk}/run.*Read-only file system; choose a folder'
+        with pytest.raises(InputError, match=message) as error:
+            NMCE(**QUICK, run_dir=f'{disk}/run').fit(images)
         one_line(error)
 
 
@@ -183,7 +206,8 @@ def log_of(folder, n=3):
 
 def test_numbers_come_back_to_the_bit(tmp_path):
     log_of(tmp_path)
-    assert [r['loss'] for r in read_metrics(tmp_path)] == [1 / 3, 1 / 4, 1 / 5] and read_metrics(tmp_path / 'none') == []
+    assert [r['loss'] for r in read_metrics(tmp_path)] == [1 / 3, 1 / 4, 1 / 5]
+    assert read_metrics(tmp_path / 'none') == []
 
 
 @pytest.mark.parametrize('cut', range(1, 45, 4))
@@ -213,7 +237,9 @@ def test_a_damaged_log_is_named(tmp_path, junk):
 def test_a_full_disk_leaves_whole_lines(tmp_path):
     log = log_of(tmp_path)
     before = log.path.read_bytes()
-    with small_files(len(before) + 10), pytest.raises(InputError, match='disk full while writing .*metrics.jsonl') as error: log.append(dict(stage='one', epoch=3, loss=1.))
+    with small_files(len(before) + 10):
+        with pytest.raises(InputError, match='disk full while writing .*metrics.jsonl') as error:
+            log.append(dict(stage='one', epoch=3, loss=1.))
     one_line(error)
     assert log.path.read_bytes() == before
     log.append(dict(stage='one', epoch=3))
@@ -227,17 +253,22 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
 def test_a_truncated_checkpoint_is_refused(copy, images, keep):
     path = copy / 'checkpoint.pt'
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=f'checkpoint {path} is truncated or not a checkpoint .*; delete it to start again') as error:
+    message = f'checkpoint {path} is truncated or not a checkpoint .*; delete it to start again'
+    with pytest.raises(InputError, match=message) as error:
         NMCE(**QUICK, run_dir=str(copy), resume=True).fit(images)
     one_line(error)
 
 
-@pytest.mark.parametrize('content', [b'not a checkpoint', b'\0' * 5000, b'PK\x03\x04' + b'\0' * 100, 'module', 'tensor', 'weights'])
+OTHERS = dict(module=nn.Linear(2, 2), tensor=torch.zeros(3), weights=nn.Linear(2, 2).state_dict())
+
+
+@pytest.mark.parametrize('content', [b'not a checkpoint', b'\0' * 5000, b'PK\x03\x04' + b'\0' * 100, *OTHERS])
 def test_something_else_is_refused(copy, images, content):
     path = copy / 'checkpoint.pt'
     if isinstance(content, bytes): path.write_bytes(content)
-    else: torch.save(dict(module=nn.Linear(2, 2), tensor=torch.zeros(3), weights=nn.Linear(2, 2).state_dict())[content], path)
-    with pytest.raises(InputError, match='delete it to start again') as error: NMCE(**QUICK, run_dir=str(copy), resume=True).fit(images)
+    else: torch.save(OTHERS[content], path)
+    with pytest.raises(InputError, match='delete it to start again') as error:
+        NMCE(**QUICK, run_dir=str(copy), resume=True).fit(images)
     one_line(error)
 
 
@@ -253,7 +284,8 @@ def test_a_checkpoint_with_code_in_it_is_not_run(copy, images, tmp_path):
     def by_torch(path): torch.save(dict(weights=harm), path)
     for save in (by_pickle, by_torch):
         for name in ('checkpoint.pt', 'model.pt'): save(copy / name)
-        with pytest.raises(InputError, match='not a checkpoint') as error: NMCE(**QUICK, run_dir=str(copy), resume=True).fit(images)
+        with pytest.raises(InputError, match='not a checkpoint') as error:
+            NMCE(**QUICK, run_dir=str(copy), resume=True).fit(images)
         one_line(error)
         with pytest.raises(InputError, match='not a checkpoint'): NMCE.load(copy)
     assert not (tmp_path / 'harm').exists()
@@ -269,7 +301,9 @@ def test_a_deleted_checkpoint_starts_again(copy, images, done):
 def test_another_architecture_names_the_keys(copy, images, tmp_path, done):
     other = NMCE(**{**QUICK, 'hidden_dim': 8}, run_dir=str(tmp_path / 'other')).fit(images)
     shutil.copy(tmp_path / 'other/checkpoint.pt', copy / 'checkpoint.pt')
-    with pytest.raises(InputError, match=r'checkpoint.pt does not fit this SubspaceNet: has other shapes: cluster.weight \(10, 8\) instead of \(10, 16\)') as error:
+    shapes = 'has other shapes: cluster.weight (10, 8) instead of (10, 16)'
+    message = re.escape(f'checkpoint.pt does not fit this SubspaceNet: {shapes}')
+    with pytest.raises(InputError, match=message) as error:
         NMCE(**QUICK, run_dir=str(copy), resume=True).fit(images)
     one_line(error)
     assert other.n_clusters_ == done.n_clusters_
@@ -278,18 +312,25 @@ def test_another_architecture_names_the_keys(copy, images, tmp_path, done):
 def test_a_checkpoint_of_other_stages_is_refused(copy, images):
     saved = load_checkpoint(copy / 'checkpoint.pt')
     write_torch(copy / 'checkpoint.pt', {**saved, 'stages': ['first', 'second']})
-    with pytest.raises(InputError, match='has the stages first, second; this run has representation, cluster_heads, fine_tune'): NMCE(**QUICK, run_dir=str(copy), resume=True).fit(images)
+    message = 'has the stages first, second; this run has representation, cluster_heads, fine_tune'
+    with pytest.raises(InputError, match=message):
+        NMCE(**QUICK, run_dir=str(copy), resume=True).fit(images)
 
 
 def test_load_state_changes_all_or_nothing():
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
     before = {k: v.clone() for k, v in net.state_dict().items()}
     good = {k: v + 1 for k, v in before.items()}
-    missing, extra, shape = ({k: v for k, v in good.items() if k != '1.bias'}, {**good, '2.bias': torch.zeros(1)}, {**good, '1.bias': torch.zeros(7)})
-    for state, message in ((missing, 'misses: 1.bias'), (extra, 'has unknown: 2.bias'), (shape, r'has other shapes: 1.bias \(7,\) instead of \(2,\)')):
-        with pytest.raises(InputError, match=f'a.pt does not fit this Sequential: {message}$'): load_state(net, state, 'a.pt')
+    cases = {
+        'misses: 1.bias': {k: v for k, v in good.items() if k != '1.bias'},
+        'has unknown: 2.bias': {**good, '2.bias': torch.zeros(1)},
+        r'has other shapes: 1.bias \(7,\) instead of \(2,\)': {**good, '1.bias': torch.zeros(7)}}
+    for message, state in cases.items():
+        with pytest.raises(InputError, match=f'a.pt does not fit this Sequential: {message}$'):
+            load_state(net, state, 'a.pt')
         assert all(v.equal(before[k]) for k, v in net.state_dict().items())
-    with pytest.raises(InputError, match='misses: .* and 1 more; has unknown: a$'): load_state(nn.Sequential(*[nn.Linear(1, 1) for _ in range(3)]), dict(a=torch.zeros(1)))
+    with pytest.raises(InputError, match='misses: .* and 1 more; has unknown: a$'):
+        load_state(nn.Sequential(*[nn.Linear(1, 1) for _ in range(3)]), dict(a=torch.zeros(1)))
     load_state(net, good)
     assert all(v.equal(good[k]) for k, v in net.state_dict().items())
 
@@ -304,7 +345,8 @@ def test_no_checkpoint_is_said_to_be_none(tmp_path):
 def test_a_disk_that_fills_up_stops_with_the_last_checkpoint_good(tmp_path, images, done):
     with tiny_disk(tmp_path / 'disk', '1200k') as disk:
         run = disk / 'run'
-        with pytest.raises(InputError, match='disk full while writing') as error: NMCE(**QUICK, run_dir=str(run)).fit(images)
+        with pytest.raises(InputError, match='disk full while writing') as error:
+            NMCE(**QUICK, run_dir=str(run)).fit(images)
         one_line(error)
         assert not [p for p in run.rglob('*') if p.name.endswith('.tmp')]
         saved, rows = load_checkpoint(run / 'checkpoint.pt'), read_metrics(run)
@@ -322,5 +364,6 @@ def test_the_table_of_runs(tmp_path, copy):
     Run(tmp_path / 'c.previous', CONFIG)
     Run(tmp_path / 'd', CONFIG).path('config.json').write_text('{')
     rows = {Path(r['folder']).name: r for r in list_runs(tmp_path)}
-    assert rows.keys() == {'unfinished', 'run'} and rows['unfinished'] == dict(folder=str(tmp_path / 'b/unfinished'), method='NMC', dataset='spiral', seed=4)
+    assert rows.keys() == {'unfinished', 'run'}
+    assert rows['unfinished'] == dict(folder=str(tmp_path / 'b/unfinished'), method='NMC', dataset='spiral', seed=4)
     assert 0 < rows['run']['acc'] <= 1 and list_runs(tmp_path / 'nothing') == []

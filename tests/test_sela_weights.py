@@ -1,4 +1,4 @@
-"""What the original code of SeLa published and saves: every form is read, names go both ways, what is no such file is refused in one line."""
+"""What the original code of SeLa published and saves: every form is read, names go both ways, others are refused."""
 import functools
 import hashlib
 import http.server
@@ -22,7 +22,8 @@ K, H, N = 6, 3, 20
 LABELS = np.random.default_rng(0).integers(0, K, (H, N))
 
 
-def build(kind='resnetv1(depth=18)', n_heads=H, channels=3): return initialised(lambda: HeadsNet(*backbone(kind, channels), K, n_heads), 0).eval()
+def build(kind='resnetv1(depth=18)', n_heads=H, channels=3):
+    return initialised(lambda: HeadsNet(*backbone(kind, channels), K, n_heads), 0).eval()
 
 
 def light(kind, n_heads):
@@ -65,10 +66,17 @@ def test_names_there_and_back(net):
 
 
 @pytest.mark.parametrize('theirs, ours', [
-    ('module.features.0.weight', 'backbone.features.0.weight'), ('features.module.4.0.conv1.weight', 'backbone.features.4.0.conv1.weight'),
-    ('module.classifier.module.1.bias', 'backbone.classifier.1.bias'), ('top_layer.bias', 'heads.0.bias'), ('top_layer.0.weight', 'heads.0.weight'),
-    ('module.top_layer.0.weight', 'heads.0.weight'), ('top_layer0.weight', 'heads.0.weight'), ('top_layer12.bias', 'heads.12.bias'), ('top_layer3.0.bias', 'heads.3.bias'),
-    ('module.top_layer.module.0.bias', 'heads.0.bias'), ('something.else', 'something.else')])
+    ('module.features.0.weight', 'backbone.features.0.weight'),
+    ('features.module.4.0.conv1.weight', 'backbone.features.4.0.conv1.weight'),
+    ('module.classifier.module.1.bias', 'backbone.classifier.1.bias'),
+    ('top_layer.bias', 'heads.0.bias'),
+    ('top_layer.0.weight', 'heads.0.weight'),
+    ('module.top_layer.0.weight', 'heads.0.weight'),
+    ('top_layer0.weight', 'heads.0.weight'),
+    ('top_layer12.bias', 'heads.12.bias'),
+    ('top_layer3.0.bias', 'heads.3.bias'),
+    ('module.top_layer.module.0.bias', 'heads.0.bias'),
+    ('something.else', 'something.else')])
 def test_each_kind_of_key(theirs, ours):
     assert list(original_weights({theirs: torch.zeros(1)})) == [ours]
 
@@ -84,7 +92,7 @@ def test_to_torchvision(depth, x):
 
 @pytest.mark.parametrize('key, depth, as_array', [('L', 18, torch.from_numpy), ('labels', 50, np.asarray)])
 def test_released_form(tmp_path, x, key, depth, as_array):
-    "torchvision's ResNet with the head of the right size, beside the labels; for several heads the first alone is there."
+    "torchvision's ResNet with the head of the right size, beside the labels; of several heads only the first is there."
     net = build(f'resnetv1(depth={depth})')
     file = saved(tmp_path / 'resnet-pp.pth', {'state_dict': to_torchvision(as_original(net)), key: as_array(LABELS)})
     found = load_pretrained(file, n_clusters=K)
@@ -100,31 +108,44 @@ def test_a_checkpoint_of_training(tmp_path, x):
     sgd = torch.optim.SGD(net.parameters(), .1, momentum=.9)
     net(x).sum().backward()
     sgd.step()
-    content = dict(epoch=7, arch='resnetv1', state_dict={f'module.{k}': v for k, v in as_original(net).items()}, optimizer=sgd.state_dict(), L=torch.from_numpy(LABELS))
+    state = {f'module.{k}': v for k, v in as_original(net).items()}
+    content = dict(epoch=7, arch='resnetv1', state_dict=state, optimizer=sgd.state_dict(), L=torch.from_numpy(LABELS))
     found = load_pretrained(saved(tmp_path / 'checkpoint006.pth', content))
     assert found.kind == 'resnetv1(depth=18)' and len(found.network.heads) == H and np.array_equal(found.labels, LABELS)
     with torch.no_grad(): assert torch.equal(found.network(x), net(x))
 
 
 @pytest.mark.parametrize('content, labelled', [
-    (theirs, False), ({f'module.{k}': v for k, v in theirs.items()}, False), (dict(epoch=2, metrics=[], model=theirs, optimizer={}), False),
-    (dict(net=theirs, opt={}, acc=np.float64(.7), epoch=3, L=torch.from_numpy(LABELS)), True), (dict(state_dict=theirs, L=LABELS.tolist()), True), (dict(state_dict=theirs, labels=LABELS.astype('i4')), True)])
+    (theirs, False),
+    ({f'module.{k}': v for k, v in theirs.items()}, False),
+    (dict(epoch=2, metrics=[], model=theirs, optimizer={}), False),
+    (dict(net=theirs, opt={}, acc=np.float64(.7), epoch=3, L=torch.from_numpy(LABELS)), True),
+    (dict(state_dict=theirs, L=LABELS.tolist()), True),
+    (dict(state_dict=theirs, labels=LABELS.astype('i4')), True)])
 def test_every_form(tmp_path, content, labelled):
     found = load_pretrained(saved(tmp_path / 'some.pth', content))
-    assert found.kind == 'resnetv1(depth=18)' and len(found.network.heads) == H and not any(p.any() for p in found.network.parameters())
+    assert found.kind == 'resnetv1(depth=18)' and len(found.network.heads) == H
+    assert not any(p.any() for p in found.network.parameters())
     assert np.array_equal(found.labels, LABELS) if labelled else found.labels is None
 
 
 def test_one_dimensional_labels_and_old_formats(tmp_path, net, x):
     one = build(n_heads=1)
-    found = load_pretrained(saved(tmp_path / 'one.t7', dict(net=as_original(one), L=torch.from_numpy(LABELS[0])), _use_new_zipfile_serialization=False))
+    content = dict(net=as_original(one), L=torch.from_numpy(LABELS[0]))
+    found = load_pretrained(saved(tmp_path / 'one.t7', content, _use_new_zipfile_serialization=False))
     assert found.labels.shape == (1, N) and len(found.network.heads) == 1
     with torch.no_grad(): assert torch.equal(found.network(x), one(x))
-    old = {k: v for k, v in as_original(one).items() if not k.endswith('num_batches_tracked')}      # as torch 0.4.0 saved
+    # as torch 0.4.0 saved
+    old = {k: v for k, v in as_original(one).items() if not k.endswith('num_batches_tracked')}
     with torch.no_grad(): assert torch.equal(load_pretrained(saved(tmp_path / 'old.pth', old)).network(x), one(x))
 
 
-@pytest.mark.parametrize('kind, n_heads', [("alexnet(width='big')", 1), ("alexnet(width='small')", 2), ('resnetv1(depth=50)', 1), ('resnetv2(expansion=1)', 3), ('resnetv2(expansion=2)', 1)])
+@pytest.mark.parametrize('kind, n_heads', [
+    ("alexnet(width='big')", 1),
+    ("alexnet(width='small')", 2),
+    ('resnetv1(depth=50)', 1),
+    ('resnetv2(expansion=1)', 3),
+    ('resnetv2(expansion=2)', 1)])
 def test_the_architecture_is_found(tmp_path, kind, n_heads):
     found = load_pretrained(saved(tmp_path / 'some.pth', light(kind, n_heads)))
     assert found.kind == kind and len(found.network.heads) == n_heads and found.labels is None
@@ -141,7 +162,8 @@ def test_the_head_for_rotations_is_kept_apart(tmp_path, net, x):
     theirs = {**as_original(net), f'top_layer{H}.weight': turn.weight.data, f'top_layer{H}.bias': turn.bias.data}
     found = load_pretrained(saved(tmp_path / 'wRot.pth', theirs))
     with torch.no_grad():
-        assert torch.equal(found.network(x), net(x)) and torch.equal(found.rotation(found.network.features(x)), turn(net.features(x)))
+        assert torch.equal(found.network(x), net(x))
+        assert torch.equal(found.rotation(found.network.features(x)), turn(net.features(x)))
 
 
 class Evil:
@@ -150,13 +172,16 @@ class Evil:
 
 def test_files_that_are_none(tmp_path, net, capsys):
     whole = saved(tmp_path / 'whole.pth', theirs)
-    refused(r'model_final.pth.tar can only be loaded by running code \(nmc_workbench.nets.HeadsNet\); save the state dict', saved(tmp_path / 'model_final.pth.tar', net))
+    refused(r'model_final.pth.tar can only be loaded by running code \(nmc_workbench.nets.heads.HeadsNet\); save the',
+            saved(tmp_path / 'model_final.pth.tar', net))
     refused('can only be loaded by running code', saved(tmp_path / 'evil.pth', {'state_dict': theirs, 'L': Evil()}))
     (tmp_path / 'plain.pth').write_bytes(pickle.dumps(Evil(), 2))
     refused('can only be loaded by running code|damaged', tmp_path / 'plain.pth')
     assert 'must not' not in capsys.readouterr().out
     data = whole.read_bytes()
-    for name, content in dict(cut=data[:-100], half=data[:len(data) // 2], empty=b'', text=b'<html>not found</html>', zeros=bytes(1000)).items():
+    damaged = dict(cut=data[:-100], half=data[:len(data) // 2], empty=b'', text=b'<html>not found</html>',
+                   zeros=bytes(1000))
+    for name, content in damaged.items():
         (tmp_path / f'{name}.pth').write_bytes(content)
         refused(f'{name}.pth is damaged or no file of weights .*put a whole copy there', tmp_path / f'{name}.pth')
     with zipfile.ZipFile(tmp_path / 'pretrained.zip', 'w') as z: z.writestr('resnet-10x3k.pth', 'x')
@@ -180,14 +205,17 @@ def test_content_that_does_not_fit(tmp_path):
     file = tmp_path / 'some.pth'
     def with_labels(labels): return saved(file, dict(state_dict=theirs, L=labels))
     def without(*keys): return saved(file, {k: v for k, v in theirs.items() if k not in keys})
-    refused('does not fit this HeadsNet: misses: backbone.features.4.0.conv1.weight', without('features.4.0.conv1.weight'))
+    refused('does not fit this HeadsNet: misses: backbone.features.4.0.conv1.weight',
+            without('features.4.0.conv1.weight'))
     refused('misses: heads.1.bias', without('top_layer1.bias'))
-    refused('misses: heads.1.bias, heads.1.weight; has unknown: heads.2.bias, heads.2.weight', without('top_layer1.weight', 'top_layer1.bias'))
+    refused('misses: heads.1.bias, heads.1.weight; has unknown: heads.2.bias, heads.2.weight',
+            without('top_layer1.weight', 'top_layer1.bias'))
     refused(r'has no head \(top_layer\)', without(*(k for k in theirs if 'top' in k)))
     refused('is of no network of SeLa: it has backbone.features.1.weight', without('features.0.weight'))
     refused('has unknown: extra', saved(file, {**theirs, 'extra': torch.zeros(2)}))
     refused('heads of 6, 9, 6 clusters', saved(file, {**theirs, 'top_layer1.weight': torch.zeros(9, 512)}))
-    refused('two entries for heads.0.weight, one of them top_layer.weight', saved(file, {**theirs, 'top_layer.weight': torch.zeros(6, 512)}))
+    refused('two entries for heads.0.weight, one of them top_layer.weight',
+            saved(file, {**theirs, 'top_layer.weight': torch.zeros(6, 512)}))
     refused('holds no weights by name but epoch, state_dict', saved(file, dict(epoch=1, state_dict='gone')))
     refused('holds no weights by name but nothing', saved(file, {}))
     refused('damaged or no file of weights .it holds a list', saved(file, [torch.zeros(2)]))
@@ -196,7 +224,9 @@ def test_content_that_does_not_fit(tmp_path):
     refused('unknown backbone', file, kind='resnetv3')
     refused("unknown network 'resnet34'.* known: resnet18, resnet50", file, kind='torchvision:resnet34')
     refused(r'has no head \(fc.weight\)', file, kind='torchvision:resnet18')
-    for labels in (torch.zeros(2, 3, 4, dtype=torch.int64), torch.zeros(3, 4), torch.zeros(0, dtype=torch.int64), [[1, 2], [3]]): refused('expected .heads, images. whole numbers', with_labels(labels))
+    deep, none = torch.zeros(2, 3, 4, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    for labels in (deep, none, torch.zeros(3, 4), [[1, 2], [3]]):
+        refused('expected .heads, images. whole numbers', with_labels(labels))
     refused('labels from -1 to 5 for 6 clusters; expected 0 to 5', with_labels(torch.tensor([[-1, 5]])))
     refused('labels from 0 to 6 for 6 clusters', with_labels(torch.tensor([[0, 6]])))
 
@@ -230,7 +260,8 @@ def test_from_an_address(tmp_path, site):
     served, url = site
     cache = tmp_path / 'cache'
     digest = hashlib.sha256(saved(served / 'some.pth', theirs).read_bytes()).hexdigest()
-    message = refused(f'{url}some.pth sent a file with the sha256 {digest}, expected 0+; or download it by other means', f'{url}some.pth', sha256='0' * 64, folder=cache)
+    message = refused(f'{url}some.pth sent a file with the sha256 {digest}, expected 0+; or download it by other means',
+                      f'{url}some.pth', sha256='0' * 64, folder=cache)
     assert 'digits' not in message and not list(cache.iterdir())                         # nothing under any name
     found = load_pretrained(f'{url}some.pth', sha256=digest, folder=cache)
     assert len(found.network.heads) == H and not any(p.any() for p in found.network.parameters())
@@ -240,8 +271,10 @@ def test_from_an_address(tmp_path, site):
     load_pretrained(f'{url}some.pth', sha256=digest, folder=cache)                       # from the folder
     (served / 'sub').mkdir()
     saved(served / 'sub/some.pth', light('resnetv1(depth=18)', 1))
-    assert len(load_pretrained(f'{url}sub/some.pth', folder=cache).network.heads) == 1    # of the same name, but not the same file
+    other = load_pretrained(f'{url}sub/some.pth', folder=cache)             # of the same name, but not the same file
+    assert len(other.network.heads) == 1
     file.write_bytes(file.read_bytes()[:-1])
     refused('has the sha256 .*delete it and run again', f'{url}some.pth', sha256=digest, folder=cache)
-    message = refused('cannot download .*nothing.pth.*404.*; or download it by other means and give that file', f'{url}nothing.pth', folder=cache)
+    message = refused('cannot download .*nothing.pth.*404.*; or download it by other means and give that file',
+                      f'{url}nothing.pth', folder=cache)
     assert 'digits' not in message

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench.plotting import galleries as sheets
 from nmc_workbench.core.errors import InputError
+from nmc_workbench.plotting.canvas import frame_colours, stretched
 from nmc_workbench.plotting.galleries import gallery, nearest_and_farthest, views_sheet
 
 from tests.toys import clustering, png
@@ -24,7 +24,8 @@ def test_near_and_far_match_a_slow_reference(toy):
     for k in range(4):
         mine = np.flatnonzero(toy['labels'] == k)
         mean = z[mine].mean(0)
-        by_angle = sorted(mine, key=lambda i: -(z[i] @ mean) / np.linalg.norm(mean))      # unit rows: distance and angle agree
+        # with unit rows the order by distance is that by angle
+        by_angle = sorted(mine, key=lambda i: -(z[i] @ mean) / np.linalg.norm(mean))
         near, far = nearest_and_farthest(z, toy['labels'], k, 5)
         assert near.tolist() == by_angle[:5] and far.tolist() == by_angle[-5:]
 
@@ -38,13 +39,13 @@ def test_noise_is_ordered_by_the_nearest_cluster():
     assert nearest_and_farthest(x, [0, 0, 1, 1, -1, -1, -1], -1, 3)[0].tolist() == [6, 4, 5]
 
 def test_gallery_shows_the_right_pixels():
-    pixels = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 1, 8, 8) * 40     # each image one grey of its own
-    x = np.array([[0.], [4], [5], [6], [10], [7]])
-    canvas = gallery(pixels, [0, 0, 0, 0, 0, 1], x, n=2).still.axes[0].images[0].get_array()
-    pitch = canvas.shape[0] // 2
-    seen = [canvas[row * pitch + pitch // 2, int(column)].tolist() for row, column in
-            [(0, pitch / 2), (0, 1.5 * pitch), (0, canvas.shape[1] - 1.5 * pitch), (0, canvas.shape[1] - pitch / 2), (1, pitch / 2)]]
-    near, far = nearest_and_farthest(x, [0, 0, 0, 0, 0, 1], 0, 2)
+    greys = torch.arange(6, dtype=torch.uint8)[:, None, None, None] * 40        # each image one grey of its own
+    x, labels = np.array([[0.], [4], [5], [6], [10], [7]]), [0, 0, 0, 0, 0, 1]
+    canvas = gallery(greys.expand(6, 1, 8, 8), labels, x, n=2).still.axes[0].images[0].get_array()
+    pitch, width = canvas.shape[0] // 2, canvas.shape[1]
+    places = [(0, pitch / 2), (0, 1.5 * pitch), (0, width - 1.5 * pitch), (0, width - pitch / 2), (1, pitch / 2)]
+    seen = [canvas[row * pitch + pitch // 2, int(column)].tolist() for row, column in places]
+    near, far = nearest_and_farthest(x, labels, 0, 2)
     assert seen == [[40 * i] * 3 for i in [*near, *far, 5]]
 
 def row_names(picture): return [t.get_text() for t in picture.still.axes[0].texts if '·' in t.get_text()]
@@ -52,11 +53,13 @@ def row_names(picture): return [t.get_text() for t in picture.still.axes[0].text
 def test_gallery_rows(toy):
     labels = np.full(120, -1)
     labels[:30], labels[30:33] = 0, 3
-    assert row_names(gallery(toy['pixels'], labels, toy['z'], n=4)) == ['cluster 0 · 30', 'cluster 1 · 0', 'cluster 2 · 0', 'cluster 3 · 3', 'noise · 87']
+    wanted = ['cluster 0 · 30', 'cluster 1 · 0', 'cluster 2 · 0', 'cluster 3 · 3', 'noise · 87']
+    assert row_names(gallery(toy['pixels'], labels, toy['z'], n=4)) == wanted
     assert row_names(gallery(toy['pixels'], np.zeros(120, int), toy['z'], n=4)) == ['cluster 0 · 120']
     many = np.r_[np.arange(30), np.arange(30), np.full(60, 29)]
     picture = gallery(toy['pixels'], many, toy['z'], n=2, most=20)
-    assert len(row_names(picture)) == 20 and 'cluster 29 · 62' in row_names(picture) and picture.still.texts[0].get_text() == 'the 20 largest of 30 clusters'
+    assert len(row_names(picture)) == 20 and 'cluster 29 · 62' in row_names(picture)
+    assert picture.still.texts[0].get_text() == 'the 20 largest of 30 clusters'
 
 def test_gallery_takes_from_a_dataset_and_greys_and_oblong_images(toy):
     class Lazy:
@@ -68,18 +71,23 @@ def test_gallery_takes_from_a_dataset_and_greys_and_oblong_images(toy):
     assert Lazy.asked <= 5 * 4 + 1 and png(picture).width > 100
 
 def test_frames_by_class(toy):
-    legend = gallery(toy['pixels'], toy['labels'], toy['z'], n=2, class_labels=toy['y'], names=list('abcd')).still.legends[0]
-    assert [t.get_text() for t in legend.get_texts()] == ['frame:', 'a', 'b', 'c', 'd']
-    edges, legend = sheets._edges(np.arange(120), None, toy['labels'])       # more classes than colours
+    picture = gallery(toy['pixels'], toy['labels'], toy['z'], n=2, class_labels=toy['y'], names=list('abcd'))
+    assert [t.get_text() for t in picture.still.legends[0].get_texts()] == ['frame:', 'a', 'b', 'c', 'd']
+    edges, legend = frame_colours(np.arange(120), None, toy['labels'])       # more classes than colours
     assert len(legend) == 2 and set(edges) == {c for c, _ in legend}
 
 def test_views_are_stretched():
     x = torch.tensor([-2., 0, 2]).repeat(2, 1, 3, 1)
-    assert sheets._stretch(x).unique().tolist() == [0, 128, 255] and sheets._stretch(torch.ones(1, 1, 2, 2)).unique().tolist() == [0]
-    with pytest.raises(InputError, match='as many as originals'): views_sheet(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), [torch.zeros(2, 1, 4, 4)])
+    assert stretched(x).unique().tolist() == [0, 128, 255]
+    assert stretched(torch.ones(1, 1, 2, 2)).unique().tolist() == [0]
+
+def test_as_many_views_as_originals():
+    originals = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+    with pytest.raises(InputError, match='as many as originals'): views_sheet(originals, [torch.zeros(2, 1, 4, 4)])
 
 @pytest.mark.parametrize('call', [
-    lambda t: gallery(t['pixels'], t['labels'][:5], t['z']), lambda t: gallery(t['pixels'].float(), t['labels'], t['z']),
+    lambda t: gallery(t['pixels'], t['labels'][:5], t['z']),
+    lambda t: gallery(t['pixels'].float(), t['labels'], t['z']),
     lambda t: nearest_and_farthest(t['z'] * np.nan, t['labels'], 0)])
 def test_wrong_input_is_one_line(toy, call):
     with pytest.raises(InputError) as e: call(toy)

@@ -10,9 +10,10 @@ import torch
 
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.data import load
+from nmc_workbench.training.callbacks import EveryEpochs
 from nmc_workbench.methods import NMCE
 from nmc_workbench.methods.nmce.config import RECIPES
-from nmc_workbench.explore.spiral_lab import ToyLab, outputs, toy_picture, watch
+from nmc_workbench.explore.spiral_lab import ToyLab, outputs, toy_picture
 
 from .toys import png
 
@@ -30,14 +31,16 @@ def model(points): return NMCE(dataset='spiral', epochs=2, batch_size=100, devic
 def test_the_picture_shows_regions_and_embedding(model, points):
     picture = png(toy_picture(model.network_, points.pixels, points.labels, 'a title'))
     left, right = np.asarray(picture)[:, :picture.width // 2], np.asarray(picture)[:, picture.width // 2:]
-    assert len(np.unique(left.reshape(-1, 3), axis=0)) > 50 and len(np.unique(right.reshape(-1, 3), axis=0)) > 20
+    def colours(part): return len(np.unique(part.reshape(-1, 3), axis=0))
+    assert colours(left) > 50 and colours(right) > 20
 
 
 def test_looking_does_not_disturb_training(points):
     def run(look):
         model = NMCE(dataset='spiral', epochs=3, batch_size=100, device='cpu')
         trainer = model.prepare(points)
-        if look: watch(trainer.stages[0], lambda epoch: toy_picture(model.network_, points.pixels, points.labels), 1)
+        def draw(epoch): toy_picture(model.network_, points.pixels, points.labels)
+        if look: trainer.callbacks.append(EveryEpochs(draw))
         trainer.train()
         return model.network_.state_dict()
     a, b = run(False), run(True)
@@ -51,7 +54,8 @@ def test_outputs_are_those_of_the_estimator(model, points):
 
 
 def test_images_are_refused(model):
-    with pytest.raises(InputError, match=r'x has shape \(3, 1, 8, 8\); expected points in the plane'): toy_picture(model.network_, torch.zeros(3, 1, 8, 8), [0, 1, 0])
+    with pytest.raises(InputError, match=r'x has shape \(3, 1, 8, 8\); expected points in the plane'):
+        toy_picture(model.network_, torch.zeros(3, 1, 8, 8), [0, 1, 0])
 
 
 def test_stop_ends_the_training():
@@ -60,7 +64,8 @@ def test_stop_ends_the_training():
     lab.start()
     lab.halt()
     lab.thread.join(60)
-    assert not lab.thread.is_alive() and len(lab.trainer.history) < 1000 and lab.stop.disabled and not lab.train.disabled
+    assert not lab.thread.is_alive() and len(lab.trainer.history) < 1000
+    assert lab.stop.disabled and not lab.train.disabled
     lab.z_weight.value = 10.
     lab.start()
     lab.halt()
@@ -69,18 +74,23 @@ def test_stop_ends_the_training():
 
 
 def test_the_parameters_are_the_recipes():
-    cell = next(c for c in json.loads((ROOT / 'nbs/spiral_toy.ipynb').read_text())['cells'] if 'parameters' in c['metadata'].get('tags', []))
+    cells = json.loads((ROOT / 'nbs/spiral_toy.ipynb').read_text())['cells']
+    cell = next(c for c in cells if 'parameters' in c['metadata'].get('tags', []))
     values = {}
     exec(''.join(cell['source']), values)
-    assert {k: values[k] for k in ('eps', 'z_weight')} == {k: RECIPES['spiral'][k] for k in ('eps', 'z_weight')} and values['noise'] == .1 and values['aug_noise'] == .2
+    for name in ('eps', 'z_weight'): assert values[name] == RECIPES['spiral'][name]
+    assert values['noise'] == .1 and values['aug_noise'] == .2
 
 
 @pytest.mark.slow
 def test_papermill_runs_and_resumes(tmp_path):
     words = [str(ROOT / 'nbs/spiral_toy.ipynb'), str(tmp_path / 'out.ipynb'), '--no-progress-bar']
-    words += [w for k, v in dict(epochs=4, batch_size=64, show_every=2, device='cpu', run_dir=tmp_path / 'run').items() for w in ('-p', k, str(v))]
-    subprocess.run([sys.executable, '-m', 'papermill', *words], check=True, capture_output=True, timeout=300)
+    given = dict(epochs=4, batch_size=64, show_every=2, device='cpu', run_dir=tmp_path / 'run')
+    words += [w for k, v in given.items() for w in ('-p', k, str(v))]
+    papermill = [sys.executable, '-m', 'papermill', *words]
+    subprocess.run(papermill, check=True, capture_output=True, timeout=300)
     before = (tmp_path / 'run/model.pt').read_bytes()
-    assert {p.name for p in (tmp_path / 'run/figures').iterdir()} >= {'final.png', 'curves.png', 'spectra.png', 'step_000000.png', 'step_000200.png'}
-    subprocess.run([sys.executable, '-m', 'papermill', *words, '-p', 'resume', 'True'], check=True, capture_output=True, timeout=300)
+    written = {p.name for p in (tmp_path / 'run/figures').iterdir()}
+    assert written >= {'final.png', 'curves.png', 'spectra.png', 'step_000000.png', 'step_000200.png'}
+    subprocess.run([*papermill, '-p', 'resume', 'True'], check=True, capture_output=True, timeout=300)
     assert (tmp_path / 'run/model.pt').read_bytes() == before

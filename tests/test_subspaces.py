@@ -1,4 +1,4 @@
-"""Elastic-net codes against stored optima, scikit-learn, optimality conditions and symmetries; clusters on unions of subspaces."""
+"""Elastic-net codes against stored optima, scikit-learn, optimality conditions and symmetries, and their clusters."""
 import os
 import re
 import warnings
@@ -30,7 +30,8 @@ def objective(x, codes, gamma, tau):
     gram = np.abs(x @ x.T)
     np.fill_diagonal(gram, 0)
     alpha = gram.max(1) / (tau * gamma)
-    return alpha * (tau * np.abs(codes).sum(1) + (1 - tau) / 2 * (codes ** 2).sum(1)) + ((x - codes @ x) ** 2).sum(1) / 2
+    penalty = tau * np.abs(codes).sum(1) + (1 - tau) / 2 * (codes ** 2).sum(1)
+    return alpha * penalty + ((x - codes @ x) ** 2).sum(1) / 2
 
 
 def golden():
@@ -63,7 +64,8 @@ def test_against_coordinate_descent(gamma, tau):
     for j in (0, 31, 89):
         others = np.delete(x, j, 0)
         alpha = np.abs(others @ x[j]).max() / (tau * gamma)
-        one = ElasticNet(alpha / x.shape[1], l1_ratio=tau, fit_intercept=False, tol=1e-14, max_iter=200_000).fit(others.T, x[j]).coef_
+        model = ElasticNet(alpha / x.shape[1], l1_ratio=tau, fit_intercept=False, tol=1e-14, max_iter=200_000)
+        one = model.fit(others.T, x[j]).coef_
         np.testing.assert_allclose(np.delete(codes[j], j), one, atol=1e-6)
         assert codes[j, j] == 0
 
@@ -88,7 +90,9 @@ def hard():
     rng = np.random.default_rng(0)
     base = unit(rng.normal(size=(40, 10)))
     yield 'copies', np.concatenate([base] * 3)
-    for power in (2, 3, 4, 6, 8): yield f'copies to 1e-{power}', unit(np.concatenate([base] * 3) + 10. ** -power * rng.normal(size=(120, 10)))
+    for power in (2, 3, 4, 6, 8):
+        noise = 10. ** -power * rng.normal(size=(120, 10))
+        yield f'copies to 1e-{power}', unit(np.concatenate([base] * 3) + noise)
     yield 'lattice', rng.integers(-1, 2, (120, 6)).astype(float)
     yield 'zeros and ones', unit(rng.integers(0, 2, (120, 8)) + 1e-12)
     yield 'a line', rng.normal(size=(40, 1)) @ rng.normal(size=(1, 8))
@@ -166,7 +170,9 @@ def test_a_path_that_does_not_end_is_reported(monkeypatch):
     x, _ = union()
     from nmc_workbench import subspaces
     monkeypatch.setattr(subspaces, '_solve', lambda atoms, scale, rows, l1, l2: atoms.new_zeros(len(rows), len(atoms)))
-    with pytest.warns(UserWarning, match='90 of 90 codes meet the optimality conditions only to'): elastic_net_codes(x, 50)
+    with pytest.warns(UserWarning, match='90 of 90 codes meet the optimality conditions only to') as caught:
+        elastic_net_codes(x, 50)
+    assert caught[0].filename == __file__
 
 
 def test_no_warning_by_itself():
@@ -216,10 +222,19 @@ def test_clusters_of_subspaces():
 
 
 X = union()[0]
-BAD = [(lambda: subspace_clustering(X[:4], 5), 'n_clusters=5 > n_samples=4'), (lambda: subspace_clustering(X, 1), 'n_clusters=1'), (lambda: elastic_net_codes(X, 1), 'gamma=1'),
-       (lambda: elastic_net_codes(X, float('nan')), 'gamma=nan'), (lambda: elastic_net_codes(X, tau=0), 'tau=0'), (lambda: elastic_net_codes(X, tau=1.1), 'tau=1.1'),
-       (lambda: elastic_net_codes(np.where(X > .5, np.nan, X)), 'not finite'), (lambda: elastic_net_codes(X[0]), r'shape \(12,\)'), (lambda: elastic_net_codes(X[:1]), 'at least 2 samples'),
-       (lambda: affinity(elastic_net_codes(X), keep=0), '0 coefficients'), (lambda: spectral_labels(np.eye(3), 4), 'n_clusters=4, n_samples=3')]
+BAD = [
+    (lambda: subspace_clustering(X[:4], 5), 'n_clusters=5 > n_samples=4'),
+    (lambda: subspace_clustering(X, 1), 'n_clusters=1'),
+    (lambda: elastic_net_codes(X, 1), 'gamma=1'),
+    (lambda: elastic_net_codes(X, float('nan')), 'gamma=nan'),
+    (lambda: elastic_net_codes(X, tau=0), 'tau=0'),
+    (lambda: elastic_net_codes(X, tau=1.1), 'tau=1.1'),
+    (lambda: elastic_net_codes(np.where(X > .5, np.nan, X)), 'NaN or infinite'),
+    (lambda: elastic_net_codes(X[0]), r'shape \(12,\)'),
+    (lambda: elastic_net_codes(X[:1]), 'at least 2 rows'),
+    (lambda: affinity(elastic_net_codes(X), keep=0), '0 coefficients'),
+    (lambda: spectral_labels(np.eye(3), 4), 'n_clusters=4, n_samples=3'),
+]
 
 
 @pytest.mark.parametrize('call, message', BAD)
@@ -233,4 +248,5 @@ def test_on_a_gpu():
     x, y = union(n=300)
     codes = elastic_net_codes(torch.tensor(x, device='cuda'), 50)
     np.testing.assert_allclose(codes.toarray(), elastic_net_codes(x, 50).toarray(), atol=1e-8)
-    assert metrics.accuracy(y, subspace_clustering(torch.tensor(x, device='cuda'), 3, 50)) == metrics.accuracy(y, subspace_clustering(x, 3, 50))
+    on_gpu = subspace_clustering(torch.tensor(x, device='cuda'), 3, 50)
+    assert metrics.accuracy(y, on_gpu) == metrics.accuracy(y, subspace_clustering(x, 3, 50))

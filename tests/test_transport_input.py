@@ -49,7 +49,9 @@ def test_memmap_is_silent(tmp_path):
 def test_reversed_array(): assert (go(x.numpy()[::-1]).labels[::-1] == go().labels).all()
 
 
-@pytest.mark.parametrize('bad', [dict(chunk=-5), dict(chunk=0), dict(tol='a'), dict(tol=None), dict(max_iter=2.5), dict(check_every=2.5), dict(x=[[1.], [.5, .5]]), dict(x=[['a', 'b']]), dict(x=x.numpy().astype(complex))], ids=str)
+@pytest.mark.parametrize('bad', [
+    dict(chunk=-5), dict(chunk=0), dict(tol='a'), dict(tol=None), dict(max_iter=2.5), dict(check_every=2.5),
+    dict(x=[[1.], [.5, .5]]), dict(x=[['a', 'b']]), dict(x=x.numpy().astype(complex))], ids=str)
 def test_bad_input(bad):
     with pytest.raises(InputError): go(**bad)
 

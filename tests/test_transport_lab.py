@@ -16,7 +16,7 @@ from nmc_workbench.evaluation.features import extract
 from nmc_workbench.methods import NMCE
 from nmc_workbench.plotting.colours import cluster_colours
 from nmc_workbench.transport import sinkhorn
-from nmc_workbench.explore.transport_lab import LARGEST, POWERS, TransportLab, facts, powers_picture, solved
+from nmc_workbench.explore.transport_lab import LARGEST, POWERS, TransportLab, plan_summary, powers_picture, solved
 from nmc_workbench.plotting.transport import mattering, plan_matrix
 
 from .toys import HOSTILE, png
@@ -31,7 +31,9 @@ def lab(): return TransportLab.of_blobs()
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs') / 'digits'
-    NMCE(dataset='digits', limit=120, epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1, batch_size=60, device='cpu', run_dir=str(folder)).fit(load('digits', limit=120))
+    nmce = NMCE(dataset='digits', limit=120, epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1, batch_size=60,
+                device='cpu', run_dir=str(folder))
+    nmce.fit(load('digits', limit=120))
     return folder
 
 
@@ -49,9 +51,9 @@ def test_everything_follows_the_power(lab):
         assert np.array_equal(lab.labels, plan.labels) and lab.plan.n_iter == plan.n_iter and lab.slider.value == power
         np.testing.assert_allclose(shown(lab), 60 * plan_matrix(lab.logits, plan, power, 'logits'), atol=1e-5)
         assert lab.heat.trace('sizes').y.tolist() == plan.sizes.tolist()
-        told = facts(lab.plan, lab.matrix, lab.logits)
-        assert told['cost, mean of −ln p'] == f'{plan.cost:.4f}' and told['iterations'] == f'{plan.n_iter:,}'
-        for text in told.values(): assert f'<b>{text}</b>' in lab.summary.value
+        summary = plan_summary(lab.plan, lab.matrix, lab.logits)
+        assert summary['cost, mean of −ln p'] == f'{plan.cost:.4f}' and summary['iterations'] == f'{plan.n_iter:,}'
+        for text in summary.values(): assert f'<b>{text}</b>' in lab.summary.value
         colours = np.array(cluster_colours(64))
         assert (colours[lab.map.trace('samples').marker.color] == colours[plan.labels]).all()
 
@@ -73,8 +75,9 @@ def test_slider_and_attribute_do_the_same(lab):
 
 def test_a_larger_power_is_sharper(lab):
     found = [solved(lab.logits, p) for p in (1, 5, 25, 100)]
-    shares, costs, iterations = [mattering(Q) for _, Q in found], [(60 * Q.max(1)).mean() for _, Q in found], [p.n_iter for p, _ in found]
-    assert shares == sorted(shares, reverse=True) and costs == sorted(costs) and iterations == sorted(iterations)
+    shares, largest = [mattering(Q) for _, Q in found], [(60 * Q.max(1)).mean() for _, Q in found]
+    iterations = [plan.n_iter for plan, _ in found]
+    assert shares == sorted(shares, reverse=True) and largest == sorted(largest) and iterations == sorted(iterations)
     assert np.ptp(found[-1][0].sizes) <= 1 < np.ptp(np.bincount(lab.logits.argmax(1)))
 
 
@@ -82,13 +85,13 @@ def test_what_a_page_is_sent(lab):
     sent = []
     lab.heat.send = lab.map.send = lambda content, buffers=None: sent.append(content)
     lab.slider.value = 3.
-    assert len(sent) == 2                       # a message a figure
+    assert len(sent) == 2                       # one message per figure
     text = json.dumps(sent)
     assert len(text) < 8_000 and 'NaN' not in text
     changes = sent[0]['change']['traces']
     assert {lab.heat.figure.data[i].name for i in changes} == {'plan', 'sizes'}
-    lab.heat.answer(dict(ask='figure'))
-    plan = next(t for t in sent[-1]['figure']['data'] if t['name'] == 'plan')
+    lab.heat.answer(dict(ask='state'))
+    plan = next(t for t in sent[-1]['state']['figure']['data'] if t['name'] == 'plan')
     assert len(plan['customdata']) == 60
     assert lab.ui.children and 'λ = 3' in repr(lab) and 'λ = 3' in lab.picture().caption
 
@@ -103,7 +106,8 @@ def test_rows_keep_their_order(lab):
 
 
 def test_logits_without_a_map():
-    x = np.random.default_rng(0).normal(size=(30, 70))          # fewer samples than clusters, and more clusters than colours
+    "With fewer samples than clusters, and more clusters than colours."
+    x = np.random.default_rng(0).normal(size=(30, 70))
     lab = TransportLab(x, names=[HOSTILE] * 30)
     assert lab.map is None and '<script>' not in str(lab.heat.trace('plan').customdata)
     lab.slider.value = 10.
@@ -115,7 +119,8 @@ def test_powers_picture(lab):
     picture = powers_picture(lab.logits, (1, 30), HOSTILE)
     last = solved(lab.logits, 30)[1]
     images = [ax.images[0].get_array() for ax in picture.still.axes]
-    assert len(images) == 2 and (np.diff(images[1].argmax(1)) >= 0).all() and np.allclose(np.sort(images[1].max(1)), np.sort(60 * last.max(1)))
+    assert len(images) == 2 and (np.diff(images[1].argmax(1)) >= 0).all()
+    assert np.allclose(np.sort(images[1].max(1)), np.sort(60 * last.max(1)))
     assert 'iterations' in picture.still.axes[0].get_xlabel() and len(picture.png()) < 150_000
     with pytest.raises(InputError, match='no powers'): powers_picture(lab.logits, ())
 
@@ -136,7 +141,8 @@ def test_bad_input(run, tmp_path):
     other = tmp_path / 'other'
     other.mkdir()
     for name in ('config.json', 'model.pt'): (other / name).write_bytes((run / name).read_bytes())
-    (other / 'config.json').write_text(json.dumps(json.loads((run / 'config.json').read_text()) | dict(limit=90)))
+    config = json.loads((run / 'config.json').read_text())
+    (other / 'config.json').write_text(json.dumps(config | dict(limit=90)))
     refused('no images: .*; the logits are computed from the images', TransportLab.of_run, other)
 
 
@@ -155,7 +161,9 @@ def test_a_run_of_self_labelling(tmp_path):
     methods = pytest.importorskip('nmc_workbench.methods')
     if not hasattr(methods, 'SeLa'): pytest.skip('no SeLa')
     images = load('digits', limit=100)
-    model = methods.SeLa(dataset='digits', limit=100, arch='smallconv', n_clusters=6, hc=2, lamb=12, epochs=2, nopts=2, batch_size=50, device='cpu', run_dir=str(tmp_path / 'run')).fit(images)
+    sela = methods.SeLa(dataset='digits', limit=100, backbone='smallconv', n_clusters=6, n_heads=2, power=12, epochs=2,
+                        n_label_updates=2, batch_size=50, device='cpu', run_dir=str(tmp_path / 'run'))
+    model = sela.fit(images)
     lab = TransportLab.of_run(tmp_path / 'run', n=30)
     assert lab.power == 12 and lab.logits.shape == (30, 6) and model.self_labels_.shape == (2, 100)
 
@@ -163,7 +171,10 @@ def test_a_run_of_self_labelling(tmp_path):
 @pytest.mark.slow
 def test_papermill_opens_a_run(run, tmp_path):
     out = tmp_path / 'out.ipynb'
-    words = [str(ROOT / 'nbs/explore_transport.ipynb'), str(out), '--no-progress-bar']
-    subprocess.run([sys.executable, '-m', 'papermill', *words, '-p', 'run_dir', str(run), '-p', 'n', '20', '-p', 'power', '4'], check=True, capture_output=True, timeout=300)
-    printed = ''.join(''.join(o.get('text', '')) for c in json.loads(out.read_text())['cells'] for o in c.get('outputs', []))
-    assert 'NMCE, digits: 20 of 120 samples' in printed and 'a run of SeLa is needed' in printed and out.stat().st_size < 2_000_000
+    papermill = [sys.executable, '-m', 'papermill', str(ROOT / 'nbs/explore_transport.ipynb'), str(out)]
+    given = ['-p', 'run_dir', str(run), '-p', 'n', '20', '-p', 'power', '4']
+    subprocess.run([*papermill, '--no-progress-bar', *given], check=True, capture_output=True, timeout=300)
+    cells = json.loads(out.read_text())['cells']
+    printed = ''.join(''.join(o.get('text', '')) for c in cells for o in c.get('outputs', []))
+    assert 'NMCE, digits: 20 of 120 samples' in printed and 'a run of SeLa is needed' in printed
+    assert out.stat().st_size < 2_000_000

@@ -8,8 +8,9 @@ from matplotlib.colors import to_hex
 
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.plotting.colours import cluster_colours
+from nmc_workbench.plotting.transport import (MOST, mattering, plan_matrix, plan_order, plan_picture, residual_picture,
+                                              sizes_picture, turnover_picture)
 from nmc_workbench.transport import sinkhorn
-from nmc_workbench.plotting.transport import MOST, mattering, plan_matrix, plan_order, plan_picture, residual_picture, sizes_picture, turnover_picture
 
 from .toys import HOSTILE, png
 
@@ -36,7 +37,8 @@ def test_the_matrix():
 
 def test_order_and_share():
     Q = np.array([[.6, .4, 0], [1e-9, 1, 0], [.9, .1, 0], [0, .5, .5]])
-    assert plan_order(Q).tolist() == [2, 0, 1, 3] and mattering(Q) == pytest.approx(7 / 12) and mattering(Q, .2) == .5
+    assert plan_order(Q).tolist() == [2, 0, 1, 3]
+    assert mattering(Q) == pytest.approx(7 / 12) and mattering(Q, .2) == .5
 
 
 @pytest.mark.parametrize('n, k', [(60, 5), (200, 30), (1, 1), (3, 8), (MOST + 50, 4), (30, 100)])
@@ -78,7 +80,8 @@ def test_residual_picture(kind):
         wanted = dict(sum=plan.errors, mean=plan.errors / 60, marginal=plan.marginal_errors)[kind]
         assert line.get_xdata().tolist() == (plan.checks + 1).tolist()
         np.testing.assert_allclose(line.get_ydata(), wanted)
-    assert ax.get_yscale() == 'log' and ax.lines[2].get_ydata() == [.1, .1] and 'not converged' in ax.get_legend().get_texts()[1].get_text()
+    assert ax.get_yscale() == 'log' and ax.lines[2].get_ydata() == [.1, .1]
+    assert 'not converged' in ax.get_legend().get_texts()[1].get_text()
     assert png(picture).width == 1280
 
 
@@ -88,8 +91,15 @@ def test_one_plan_without_a_tolerance():
     assert len(ax.lines) == 1 and ax.get_legend() is None
     exact = sinkhorn(np.eye(2)[[0, 1] * 3], 25)             # an error of zero has no place on a logarithmic axis
     assert exact.n_iter == 1 and png(residual_picture(exact))
-    for bad, why in ((dict(plans=5), 'plan is a int'), (dict(plans={'x': None}), 'x is a NoneType'), (dict(plans={}), 'no plans'), (dict(plans=plan, kind='max'), "unknown kind 'max'")):
-        with pytest.raises(InputError, match=why): residual_picture(**bad)
+
+
+@pytest.mark.parametrize('bad, why', [
+    (dict(plans=5), 'plan is a int'),
+    (dict(plans={'x': None}), 'x is a NoneType'),
+    (dict(plans={}), 'no plans'),
+    (dict(plans=problem()[1], kind='max'), "unknown kind 'max'")])
+def test_bad_plans(bad, why):
+    with pytest.raises(InputError, match=why): residual_picture(**bad)
 
 
 @pytest.mark.parametrize('k', [1, 4, 30, 31, 300])
@@ -97,7 +107,8 @@ def test_sizes_picture(k):
     g = np.random.default_rng(0)
     named = {'argmax of p': g.zipf(1.5, 900) % k, 'plan': np.r_[np.arange(900) % k, -1, -1], HOSTILE: np.zeros(9, int)}
     picture = sizes_picture(named, k)
-    ax, wanted = picture.still.axes[0], [sorted(np.bincount(v[v >= 0], minlength=k), reverse=True) for v in named.values()]
+    ax = picture.still.axes[0]
+    wanted = [sorted(np.bincount(v[v >= 0], minlength=k), reverse=True) for v in named.values()]
     if k <= 30: assert [b.get_height() for b in ax.patches] == sum(wanted, [])
     else: assert [p.get_data().values.tolist() for p in ax.patches] == wanted
     assert ax.lines[0].get_ydata() == pytest.approx([900 / k] * 2)
@@ -105,16 +116,25 @@ def test_sizes_picture(k):
     assert len(picture.png()) < 150_000
 
 
-def test_bad_sizes():
-    for labels, why in (([0, 5], r'labels has 2 labels up to 5; expected some, of 0 to 4'), ([.5], 'whole numbers'), (np.zeros(0, int), 'has 0 labels'), ({}, 'no labels')):
-        with pytest.raises(InputError, match=why): sizes_picture(labels, 5)
+@pytest.mark.parametrize('labels, why', [
+    ([0, 5], r'labels has 2 labels up to 5; expected some, of 0 to 4'),
+    ([.5], 'whole numbers'),
+    (np.zeros(0, int), 'has 0 labels'),
+    ({}, 'no labels')])
+def test_bad_sizes(labels, why):
+    with pytest.raises(InputError, match=why): sizes_picture(labels, 5)
 
 
 def test_turnover_picture():
-    rows = [dict(stage='a', epoch=0, loss=1.), dict(epoch=1, moved=.5, nmi_last=.25), dict(epoch=2, moved=.25, nmi_last=.5), dict(epoch=3, moved=None, nmi_last=None)]
+    rows = [
+        dict(stage='a', epoch=0, loss=1.),
+        dict(epoch=1, moved=.5, nmi_last=.25),
+        dict(epoch=2, moved=.25, nmi_last=.5),
+        dict(epoch=3, moved=None, nmi_last=None)]
     picture = turnover_picture(rows, HOSTILE)
     lines = [ax.lines[0].get_ydata().tolist() for ax in picture.still.axes]
-    assert lines == [[.5, .25], [.25, .5]] and not picture.still.axes[0].collections and png(picture).width == 1720
+    assert lines == [[.5, .25], [.25, .5]] and not picture.still.axes[0].collections
+    assert png(picture).width == 1720
     assert turnover_picture(rows).caption == '2 updates of the labels; at the last 25.0% moved, NMI 0.5000'
     assert turnover_picture(rows[:2]).caption.startswith('1 update of')
     for bad in ([], rows[:1]):
@@ -123,7 +143,9 @@ def test_turnover_picture():
 
 def test_heads_and_several_updates_in_an_epoch():
     def head(step, h, moved): return dict(step=step, head=h, moved=moved, nmi_last=1 - moved, iterations=11)
-    rows = [dict(epoch=0, moved=9., nmi_last=9., label_updates=[head(0, 0, .2), head(0, 1, .4), head(7, 0, .1), head(7, 1, .3)]), dict(epoch=1, moved=9., nmi_last=9., label_updates=[head(12, 0, 0.)])]
+    first = [head(0, 0, .2), head(0, 1, .4), head(7, 0, .1), head(7, 1, .3)]
+    second = [head(12, 0, 0.)]
+    rows = [dict(epoch=e, moved=9., nmi_last=9., label_updates=updates) for e, updates in enumerate((first, second))]
     left, right = turnover_picture(rows).still.axes
     np.testing.assert_allclose(left.lines[0].get_ydata(), [.3, .2, 0])
     np.testing.assert_allclose(right.lines[0].get_ydata(), [.7, .8, 1])

@@ -1,4 +1,4 @@
-"What the tests of pictures draw: a small clustering, a run's metrics, a name that wants to be more than text."
+"What the tests of pictures draw: a small clustering, a run's metrics, a name full of markup."
 import io
 
 import numpy as np
@@ -20,6 +20,7 @@ def clustering():
 
 def metrics(**more):
     "The rows of a run of two stages."
-    return [dict(stage=s, epoch=e, loss=1 / (e + 1), **more) for s, n in [('first', 5), ('second', 3)] for e in range(n)]
+    epochs = [('first', e) for e in range(5)] + [('second', e) for e in range(3)]
+    return [dict(stage=stage, epoch=e, loss=1 / (e + 1), **more) for stage, e in epochs]
 
 def png(picture): return Image.open(io.BytesIO(picture.png()))

@@ -10,11 +10,14 @@ for name in config.json predictions.npy embeddings.npy; do
 done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-papermill --prepare-only --no-progress-bar nbs/explore_run.ipynb "$work/explore_run.ipynb" -p run_dir "$(realpath "$run")" -p root "$(realpath "$(dirname "$run")")" > "$work/papermill.log" 2>&1 || { cat "$work/papermill.log" >&2; exit 1; }
-# the template of JupyterLab's look, without the two style sheets of icons it would fetch from another host
+papermill --prepare-only --no-progress-bar nbs/explore_run.ipynb "$work/explore_run.ipynb" \
+  -p run_dir "$(realpath "$run")" -p root "$(realpath "$(dirname "$run")")" > "$work/papermill.log" 2>&1 \
+  || { cat "$work/papermill.log" >&2; exit 1; }
+# The template of JupyterLab's look, without the two style sheets of icons that it would fetch from another host.
 template=$work/jupyter/voila/templates/offline
 mkdir -p "$template"
-sed '/cdn.jsdelivr/d' "$(python -c 'import sys; print(sys.prefix)')/share/jupyter/voila/templates/lab/index.html.j2" > "$template/index.html.j2"
+prefix=$(python -c 'import sys; print(sys.prefix)')
+sed '/cdn.jsdelivr/d' "$prefix/share/jupyter/voila/templates/lab/index.html.j2" > "$template/index.html.j2"
 echo '{"base_template": "lab"}' > "$template/conf.json"
 export JUPYTER_PATH="$work/jupyter${JUPYTER_PATH:+:$JUPYTER_PATH}"
 voila "$work/explore_run.ipynb" --template=offline --Voila.ip=127.0.0.1 --token "$@" &

@@ -1,4 +1,4 @@
-"Clean every notebook: nbdev_clean (which keeps the tags papermill needs, and outputs too), then drop the outputs."
+"Clean every notebook: nbdev_clean, which keeps the tags papermill needs but outputs too; then drop the outputs."
 import json
 import subprocess
 import sys

@@ -1,7 +1,7 @@
 """Run every notebook of nbs/ once, two at a time, and say how long each took: `python tools/notebooks.py [PATH...]`.
 
-What has run is kept for the site, under a name made of its code and of the library's files behind it. A notebook whose code has not
-changed since is not run again, neither here nor by `make docs`; `--fresh` runs all."""
+What has run is kept for the site, under a name made of its code and of the library's files behind it. A notebook whose
+code has not changed since is not run again, neither here nor by `make docs`; `--fresh` runs all."""
 import argparse
 import os
 import re
@@ -13,18 +13,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / 'docs'), str(ROOT / 'tools')]
 # Small paths, one thread for each of the two kernels, and the library of this checkout.
-os.environ.update(IN_TEST='1', OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', MPLBACKEND='module://matplotlib_inline.backend_inline')
+os.environ.update(IN_TEST='1', OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE',
+                  MPLBACKEND='module://matplotlib_inline.backend_inline')
 
 from nbdev_execute import keep, kept_at, run  # noqa: E402
 from nbdev_myst import as_page  # noqa: E402
 
-FIRST = 'train_', 'spiral', 'explore_', 'methods/', 'evaluation/'      # the long ones, so that none is left alone at the end
+# The long ones, so that none is left alone at the end.
+FIRST = 'train_', 'spiral', 'explore_', 'methods/', 'evaluation/'
 
 
 def notebooks():
     "All of them, the long ones first."
     found = [p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(q.startswith(('.', '_')) for q in p.parts)]
-    def place(path): return next((i for i, start in enumerate(FIRST) if start in str(path.relative_to(ROOT / 'nbs'))), 9), path
+    def place(path):
+        name = path.relative_to(ROOT / 'nbs').as_posix()
+        return next((i for i, start in enumerate(FIRST) if start in name), 9), path
     return sorted(found, key=place)
 
 
@@ -54,7 +58,8 @@ def main():
             print(f'{seconds:6.1f} s  {path.relative_to(ROOT)}{"  FAILED" if error else ""}', flush=True)
             if error: failed.append((path, error))
     for path, error in failed: print(f'\n--- {path.relative_to(ROOT)}\n{error}', file=sys.stderr)
-    print(f'notebooks: {ran} run in {time.monotonic() - start:.0f} s, {len(paths) - ran} unchanged, {len(failed)} failed')
+    took = time.monotonic() - start
+    print(f'notebooks: {ran} run in {took:.0f} s, {len(paths) - ran} unchanged, {len(failed)} failed')
     sys.exit(bool(failed))
 
 

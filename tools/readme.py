@@ -1,4 +1,6 @@
-"Make README.md from nbs/index.ipynb: markdown as it stands, code as python blocks. Paths of pictures gain the notebook's folder."
+"""Make README.md from nbs/index.ipynb.
+
+Markdown stays as it is, code becomes python blocks, and paths of pictures gain the notebook's folder."""
 import json
 import re
 from pathlib import Path
@@ -15,4 +17,5 @@ def text(cell):
 
 cells = json.loads((ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
 parts = [t for t in map(text, cells) if t]
-(ROOT / 'README.md').write_text('<!-- Made from nbs/index.ipynb by tools/readme.py; change the notebook. -->\n\n' + '\n\n'.join(parts) + '\n', encoding='utf-8')
+head = '<!-- Made from nbs/index.ipynb by tools/readme.py; change the notebook. -->'
+(ROOT / 'README.md').write_text('\n\n'.join([head, *parts]) + '\n', encoding='utf-8')

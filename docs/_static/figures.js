@@ -6,8 +6,11 @@
     const figure = JSON.parse(div.nextElementSibling.textContent);
     div.replaceChildren();
     if (!webgl) figure.data.forEach((trace) => { trace.type = trace.type?.replace(/^(scatter(polar)?)gl$/, '$1'); });
+    const config = {
+      responsive: true, displaylogo: false, displayModeBar: 'hover', ...figure.config, showSendToCloud: false,
+    };
     Promise.resolve()
-      .then(() => Plotly.newPlot(div, figure.data, figure.layout, {responsive: true, displaylogo: false, displayModeBar: 'hover', ...figure.config, showSendToCloud: false}))
+      .then(() => Plotly.newPlot(div, figure.data, figure.layout, config))
       .then(() => { div.dataset.drawn = 'true'; })
       .catch((e) => { div.innerHTML = still; div.style.height = 'auto'; console.error(e); });
   };
@@ -16,5 +19,7 @@
   }), {rootMargin: '800px'});
   const all = [...document.querySelectorAll('.figure-to-draw')];
   all.forEach((div) => near.observe(div));
-  addEventListener('beforeprint', () => all.filter((div) => !div.dataset.drawn).forEach((div) => { near.unobserve(div); draw(div); }));
+  addEventListener('beforeprint', () => all.forEach((div) => {
+    if (!div.dataset.drawn) { near.unobserve(div); draw(div); }
+  }));
 })();

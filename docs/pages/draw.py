@@ -1,76 +1,122 @@
-"""The pictures of these pages: `python docs/pages/draw.py architecture nmc sela`, or some of them; about two minutes.
+"""The pictures of these pages: `python docs/pages/draw.py architecture nmc sela`, or only some; two minutes in all.
 
-architecture.svg has the modules in the order in which data pass them; the others come from runs on a CPU with seed 0."""
+architecture.svg shows the rooms of the package, each above the rooms it may import; the others come from runs on a CPU
+with seed 0."""
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-W, H = 716, 770
+WIDTH, STEP, GAP = 716, 42, 5         # of the picture, of a row, between rooms
 BLUE, ORANGE, OLIVE, PINK, GREEN, PURPLE = '#0072b2', '#c04f00', '#7a6200', '#a8468a', '#007a58', '#5b4bb0'
-HEAD = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-16 0 {W} {H}" font-family="sans-serif" role="img">',
-        '<title>From images to clusters: the modules of nmc_workbench in the order in which data pass them</title>',
-        '<style>.title{font-size:16px;font-weight:bold}.module,.notebook{font-size:14px;fill:#111111}.says{font-size:13px;fill:#444444}.flow{font-size:13px;fill:#111111;font-style:italic}</style>',
-        '<defs><marker id="a" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#444444"/></marker></defs>',
-        f'<rect x="-16" width="{W}" height="{H}" rx="8" fill="#ffffff"/>']
+STYLE = """.room,.title{font-size:14.5px;font-weight:bold}.module,.notebook{font-size:13px;fill:#111111}
+.says{font-size:13px;font-weight:normal;fill:#444444}.answer{font-size:13px;font-weight:bold;fill:#a3002e}"""
+
+# From the top to the bottom: (room, share of the width, colour, what it is for, modules worth knowing, answers).
+# The numbers in the answers are those of the questions in architecture.md.
+MATHEMATICS = 'losses · optim · metrics · subspaces · persistence · transport · cluster · projection'
+ROWS = [
+    [('explore', .8, PURPLE, 'screens that know runs',
+      'explorer · curation · persistence_lab · transport_lab · label_history_lab · compare_lab', ''),
+     ('reports', .2, PURPLE, '', 'html · summary', '')],
+    [('widgets', 1, PURPLE, 'live parts that know no run', 'base · scatter · image_grid · plotly_figure', '')],
+    [('plotting', 1, PURPLE, 'still pictures of arrays',
+      'figure · colours · galleries · curves · confusion · embedding · geometry · merge_tree · live_curves', '')],
+    [('evaluation', 1, GREEN, 'against labels',
+      'features · protocols · probes · rotation · retrain · baselines · agreement', '')],
+    [('methods.nmce', .25, ORANGE, '', 'config · stages · estimator', '2, 3'),
+     ('methods.nmc', .25, ORANGE, '', 'config · stages · estimator', '2, 3'),
+     ('methods.sela', .25, ORANGE, '', 'config · stages · estimator', '2, 3'),
+     ('', .25, ORANGE, 'your method', '', '2, 3')],
+    [('methods', 1, ORANGE, 'what every method shares', 'base · config', '')],
+    [('training', .62, PINK, 'one loop', 'batches · stage · trainer · callbacks · precision · timing',
+      '1 batches makes views, 2 trainer runs steps'),
+     ('diagnostics', .38, GREEN, 'without labels', 'checks · diagnosis · collapse · geometry', '')],
+    [('runs', .62, PINK, "a run's folder, written and read",
+      'folder · metrics_log · checkpoints · label_history · finished · index', ''),
+     ('modes', .38, OLIVE, 'hills of a learned density', 'potential · ascent · endpoints · tree', '')],
+    [('data', .34, BLUE, 'sets of images', 'catalog · readers · images', ''),
+     ('augment', .38, BLUE, 'views', 'presets · compose · operations', '1'),
+     ('nets', .28, BLUE, 'networks', 'backbones · heads · layers', '')],
+    [(None, 1, OLIVE, 'tensors in, tensors out', MATHEMATICS, '3 losses')],
+    [('core', 1, '#333333', 'what every room needs',
+      'errors · files · seeds · devices · ranks · config · checks · labels · progress', '')]]
+HEIGHT = STEP * (len(ROWS) + 1) + 12
 
 
-def text(x, y, kind, words, colour=None, anchor='start'):
-    return f'<text class="{kind}" x="{x}" y="{y}"' + (f' style="fill:{colour}"' if colour else '') + (f' text-anchor="{anchor}"' if anchor != 'start' else '') + f'>{words}</text>'
+def text(x, y, kind, words, colour=None, anchor='start', more=''):
+    "Words at a place; `kind` is their class in the style sheet, which the tests read too."
+    colour = f' style="fill:{colour}"' if colour else ''
+    return f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}"{colour}{more}>{words}</text>'
 
 
-def box(x, y, w, h, colour, title, says=(), modules=(), more='stroke-width="1.3"', fill=None):
-    "A frame with a title, lines of words, and lines of module names."
-    return [f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="6" fill="{fill or colour}" fill-opacity="{1 if fill else .09}" stroke="{colour}" {more}/>', text(x + 14, y + 24, 'title', title, colour),
-            *(text(x + 14, y + 44 + 19 * i, 'says', line) for i, line in enumerate(says)), *(text(x + 14, y + 44 + 19 * (len(says) + i), 'module', line) for i, line in enumerate(modules))]
+def frame(x, y, width, colour, more=''):
+    "The frame of a room."
+    return (f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{STEP - GAP}" rx="5" fill="{colour}" '
+            f'fill-opacity=".08" stroke="{colour}" stroke-width="1.2"{more}/>')
 
 
-def arrow(path, *labels):
-    return [f'<path d="{path}" fill="none" stroke="#444444" stroke-width="1.8" marker-end="url(#a)"/>', *(text(x, y, 'flow', words, anchor=anchor) for x, y, words, anchor in labels)]
+def room(x, y, width, name, colour, says, modules, answer):
+    "A room: its name, what it is for, the modules worth knowing, and the questions it answers on the right."
+    title = 'The mathematics' if name is None else name
+    yield frame(x, y, width, colour, '' if title else ' stroke-dasharray="5 4"')
+    said = f'<tspan class="says" dx="{8 if title else 0}">{says}</tspan>' if says else ''
+    yield text(x + 9, y + 16, 'room' if name else 'title', title + said, colour)
+    if modules: yield text(x + 9, y + 32, 'module', modules, more=f' data-room="{name or ""}"')
+    if answer: yield text(x + width - 9, y + 16, 'answer', answer, anchor='end')
 
 
-def side(y, h, notebooks):
-    "A bar on the left: the notebooks that go through the boxes beside it."
-    return [f'<path d="M104 {y}H96V{y + h}H104" fill="none" stroke="{PURPLE}" stroke-width="1.8"/>', *(text(88, y + h / 2 - 9 * len(notebooks) + 14 + 18 * i, 'notebook', n, PURPLE, 'end') for i, n in enumerate(notebooks))]
+def row(y, rooms, left=0, width=WIDTH - 40):
+    "The rooms that stand side by side."
+    for name, share, *rest in rooms:
+        yield from room(left, y, width * share - GAP, name, *rest)
+        left += width * share
+
+
+def notebooks(y):
+    "The line above the rooms."
+    names = 'train_* · spiral_toy · explore_* · compare_runs · evaluate · probe_layers'
+    yield frame(0, y, WIDTH - 40 - GAP, '#333333', ' stroke-dasharray="5 4"')
+    yield text(9, y + 16, 'says', 'Notebooks of nbs/, which may import every room')
+    yield text(9, y + 32, 'notebook', names)
+
+
+def arrow():
+    "On the right: which way imports look."
+    x, middle = WIDTH - 34, HEIGHT / 2
+    yield f'<path d="M{x} 10V{HEIGHT - 14}" fill="none" stroke="#444444" stroke-width="1.8" marker-end="url(#a)"/>'
+    turned = f' transform="rotate(90 {x + 9} {middle:g})"'
+    yield text(x + 9, middle, 'says', 'a room imports only rooms below it', anchor='middle', more=turned)
 
 
 def architecture():
-    folder = ['config.json · provenance.json · metrics.jsonl · checkpoint.pt · model.pt · lineage.bin', 'ids.npy · predictions.npy · embeddings.npy · results.json · figures/']
-    parts = [
-        side(16, 490, ['train_nmce', 'train_nmc', 'train_sela', 'spiral_toy']),
-        side(528, 224, ['explore_*', 'compare_runs', 'evaluate', 'probe_layers']),
-        box(116, 16, 568, 80, BLUE, 'Images', ['pixels uint8 (N, C, H, W) with stable ids; views are drawn in batches'], ['data · readers · archives · images · batches · augment · imageops · operations']),
-        arrow('M250 96V140', (262, 123, 'batches: index, and views (V, B, C, H, W)', 'start')),
-        box(116, 142, 290, 118, ORANGE, 'Methods', ['a network, stages, a rule for labels;', 'your own stands here too'], ['methods.base · methods.nmce', 'methods.nmc · methods.sela']),
-        box(446, 142, 238, 160, OLIVE, 'Kernels', (), ['nets · layers · losses · optim', 'transport · assign · subspaces', 'potential · ascent · modes', 'mode_tree · persistence', 'metrics · instruments · collapse', 'basics · config']),
-        arrow('M446 202H410', (428, 194, 'used', 'middle')),
-        arrow('M250 260V314', (262, 282, 'stages: modules, optimisers,', 'start'), (262, 299, 'step → loss, logs', 'start')),
-        box(116, 316, 568, 76, PINK, 'Training', ['one loop for every stage: mixed precision, ranks, checkpoints, resume, a stop on NaN'], ['training · lineage · runs']),
-        arrow('M250 392V424', (262, 412, 'writes', 'start')),
-        box(116, 426, 568, 84, '#333333', "A run's folder", folder, more='stroke-width="2"', fill='#f2f2f2'),
-        arrow('M220 510V540', (232, 530, 'reads', 'start')),
-        arrow('M500 510V540', (512, 530, 'reads', 'start')),
-        box(116, 542, 228, 96, GREEN, 'Measure', (), ['features · evaluate · probes', 'doctor · signs · baselines', 'rotation · pseudo_labels']),
-        box(366, 542, 318, 96, GREEN, 'Look', (), ['run_data · explorer · curation · compare', 'lineage_lab · persistence_lab · transport_lab', 'point_map · tiles · plots · sheets · report']),
-        arrow('M650 542V514', (640, 530, 'curation.json', 'end')),
-        arrow('M230 638V676'), arrow('M525 638V676'),
-        box(116, 678, 568, 74, '#333333', 'What you take along', ['scores and probes · labels.csv with names and confidence · a folder a cluster · pictures'], more='stroke-width="1.3" stroke-dasharray="5 4"', fill='#ffffff')]
-    HERE.joinpath('architecture.svg').write_text('\n'.join([*HEAD, *(line for part in parts for line in part), '</svg>']) + '\n', encoding='utf-8')
+    "Write architecture.svg."
+    size = f'viewBox="-8 0 {WIDTH} {HEIGHT}"'
+    head = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" role="img">',
+            '<title>The rooms of nmc_workbench, each above the rooms it may import</title>',
+            f'<style>{STYLE}</style>',
+            '<defs><marker id="a" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+            '<path d="M0 0L8 4L0 8z" fill="#444444"/></marker></defs>',
+            f'<rect x="-8" width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#ffffff"/>']
+    rows = [line for i, rooms in enumerate(ROWS, 1) for line in row(8 + STEP * i, rooms)]
+    lines = [*head, *notebooks(8), *rows, *arrow(), '</svg>']
+    HERE.joinpath('architecture.svg').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
 def nmc():
     "Five Gaussians of unit variance, no two nearer than eleven standard deviations."
     import numpy as np
     import torch
-    from nmc_workbench.ascent import ascend
     from nmc_workbench.methods import NMC
-    from nmc_workbench.persistence_plots import persistence_picture
-    from nmc_workbench.potential_plots import potential_picture
+    from nmc_workbench.modes.ascent import ascend
+    from nmc_workbench.plotting.persistence import persistence_picture
+    from nmc_workbench.plotting.potential import potential_picture
     centres = 4. * np.array([[0, 0], [3, 1], [1, 3.2], [4, 4], [6, 2]])
-    points = (np.repeat(centres, 200, 0) + np.random.default_rng(0).normal(size=(1000, 2))).astype('float32')
-    model = NMC(device='cpu').fit(points)
-    up = ascend(model.network_.potential, torch.from_numpy(model.embedding_), model.config_.step_size * model.unit_, model.config_.max_steps, record=True)
+    noise = np.random.default_rng(0).normal(size=(1000, 2))
+    model = NMC(device='cpu').fit((np.repeat(centres, 200, 0) + noise).astype('float32'))
+    potential, start = model.network_.potential, torch.from_numpy(model.embedding_)
+    up = ascend(potential, start, model.config_.step_size * model.unit_, model.config_.max_steps, record=True)
     cluster = np.array([model.labels_[model.modes_ == i][0] for i in range(len(model.centres_))])
-    picture = potential_picture(model.network_.potential, model.embedding_, model.labels_, up.paths, model.centres_, cluster)
+    picture = potential_picture(potential, model.embedding_, model.labels_, up.paths, model.centres_, cluster)
     picture.budget = 300_000        # fewer bytes would blur the colours
     picture.save(HERE / 'methods/nmc_climb')
     persistence_picture(model.tree_.tree, model.tau_).save(HERE / 'methods/nmc_persistence')
@@ -80,7 +126,7 @@ def sela():
     "What the updates of the labels do in a run on the digits."
     from nmc_workbench.data import load
     from nmc_workbench.methods import SeLa
-    from nmc_workbench.transport_plots import turnover_picture
+    from nmc_workbench.plotting.transport import turnover_picture
     turnover_picture(SeLa(device='cpu').fit(load('digits')).history_).save(HERE / 'methods/sela_turnover')
 
 

@@ -6,7 +6,8 @@ function follow(model, changed) {
     if (!content.state) return;
     Object.assign(state, content.state);
     content.arrays.forEach(([name, kind], i) => {
-      const b = buffers[i], bytes = b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength);      // a view may start anywhere
+      const b = buffers[i];
+      const bytes = b.buffer.slice(b.byteOffset, b.byteOffset + b.byteLength);      // a view may start anywhere
       state[name] = kind === 'bytes' ? bytes : new KINDS[kind](bytes);
     });
     changed(state, new Set([...Object.keys(content.state), ...content.arrays.map(a => a[0])]));

@@ -1,26 +1,47 @@
 // One page of images: a single picture holds them all, and every tile shows its part of it.
+const BOX = 'background:#fff;color:#222;font:12px sans-serif;padding:2px;min-height:40px';
+const TILE = 'display:inline-block;box-sizing:content-box;margin:2px;border-radius:2px;cursor:pointer;' +
+  'vertical-align:top;overflow:hidden';
+const HEAD = 'margin:5px 2px 1px;font-weight:bold;cursor:pointer;' +
+  'overflow:hidden;text-overflow:ellipsis;white-space:nowrap';
+
 export default { render({model, el}) {
-  const box = make(el, 'div', 'background:#fff;color:#222;font:12px sans-serif;padding:2px;min-height:40px', {className: 'nmc-tiles'});
+  const box = make(el, 'div', BOX, {className: 'nmc-tiles'});
   let address = null, s = {}, turn = 0;
 
   function mark() {
     const chosen = new Set(s.marked);
-    for (const tile of box.querySelectorAll('.nmc-tile')) tile.style.outline = chosen.has(+tile.dataset.i) ? '3px solid #111' : 'none';
+    for (const tile of box.querySelectorAll('.nmc-tile'))
+      tile.style.outline = chosen.has(+tile.dataset.i) ? '3px solid #111' : 'none';
+  }
+  function word(t, text) {      // instead of an image
+    Object.assign(t.style, {width: 'auto', height: 'auto', padding: '2px 5px'});
+    t.textContent = text.split('\n')[0].slice(0, 60);
   }
   function tile(parent, k) {
     const {side, width, columns} = s.page, zoom = width / side, edge = s.edges[k] || '#ddd';
-    const t = make(parent, 'div', `display:inline-block;box-sizing:content-box;width:${width}px;height:${width}px;margin:2px;border:3px solid ${edge};border-radius:2px;cursor:pointer;vertical-align:top;overflow:hidden`,
-      {className: 'nmc-tile', title: s.texts[k] || ''});
+    const shape = `${TILE};width:${width}px;height:${width}px;border:3px solid ${edge}`;
+    const t = make(parent, 'div', shape, {className: 'nmc-tile', title: s.texts[k] || ''});
     t.dataset.i = s.index[k];
-    if (!address) { t.style.width = 'auto'; t.style.height = 'auto'; t.style.padding = '2px 5px'; t.textContent = (s.texts[k] || '').split('\n')[0].slice(0, 60); return; }
+    if (!address) return word(t, s.texts[k] || '');
     t.style.backgroundImage = `url(${address})`;
     t.style.backgroundSize = `${columns * side * zoom}px auto`;
     t.style.backgroundPosition = `${-(k % columns) * side * zoom}px ${-Math.floor(k / columns) * side * zoom}px`;
     t.style.imageRendering = zoom > 1 ? 'pixelated' : 'auto';
   }
+  function heading([, text, colour], k) {
+    const head = make(box, 'div', HEAD, {className: 'nmc-head', title: text});
+    head.dataset.j = s.headings.findIndex(h => h[0] === k);
+    make(head, 'span', `color:${colour}`, {textContent: '⬤ '});
+    make(head, 'span', '', {textContent: text});
+  }
   async function show() {
     const mine = ++turn, before = address, next = s.sprite.byteLength ? url(s.sprite, s.page.type) : null;
-    if (next) { const image = new Image(); image.src = next; try { await image.decode(); } catch { /* shown as far as it goes */ } }
+    if (next) {
+      const image = new Image();
+      image.src = next;
+      try { await image.decode(); } catch { /* shown as far as it goes */ }
+    }
     if (mine !== turn) { if (next) URL.revokeObjectURL(next); return; }      // another page came meanwhile
     address = next;
     box.replaceChildren();
@@ -28,11 +49,7 @@ export default { render({model, el}) {
     let row = make(box, 'div');
     for (let k = 0; k < s.index.length; k++) {
       if (heads.has(k)) {
-        const [, text, colour] = heads.get(k);
-        const head = make(box, 'div', 'margin:5px 2px 1px;font-weight:bold;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;cursor:pointer', {className: 'nmc-head', title: text});
-        head.dataset.j = s.headings.findIndex(h => h[0] === k);
-        make(head, 'span', `color:${colour}`, {textContent: '⬤ '});
-        make(head, 'span', '', {textContent: text});
+        heading(heads.get(k), k);
         row = make(box, 'div', 'white-space:nowrap;overflow:hidden');        // a cluster's tiles keep to one line
       }
       tile(row, k);
@@ -46,6 +63,9 @@ export default { render({model, el}) {
     const t = e.target.closest('.nmc-tile'), h = e.target.closest('.nmc-head');
     if (t) model.send({click: +t.dataset.i}); else if (h) model.send({heading: +h.dataset.j});
   };
-  const forget = follow(model, (state, keys) => { s = state; if (keys.has('sprite')) show(); else if (keys.has('marked')) mark(); });
+  const forget = follow(model, (state, keys) => {
+    s = state;
+    if (keys.has('sprite')) show(); else if (keys.has('marked')) mark();
+  });
   return () => { forget(); turn++; if (address) URL.revokeObjectURL(address); };
 } };

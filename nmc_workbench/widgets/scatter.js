@@ -1,4 +1,5 @@
-// Points as one picture: colours and marks come as arrays, and a change of either, of place or of zoom draws all of them anew, some milliseconds for 60,000.
+// Points as one picture: colours and marks come as arrays. A change of either, of place or of zoom draws all points
+// again, which takes some milliseconds for 60,000.
 function disc(radius) {       // the pixels of a point: dx, dy, cover
   const out = [], r = Math.ceil(radius);
   for (let dy = -r; dy <= r; dy++) for (let dx = -r; dx <= r; dx++) {
@@ -9,19 +10,32 @@ function disc(radius) {       // the pixels of a point: dx, dy, cover
 }
 const rgb = hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16));
 
+const BOX = 'position:relative;background:#fff;color:#222;border:1px solid #ddd;font:12px sans-serif;' +
+  'user-select:none;overflow:hidden';
+const CANVAS = 'display:block;width:100%;cursor:crosshair;touch-action:none';
+const TITLE = 'position:absolute;left:8px;top:6px;font-weight:bold;background:rgba(255,255,255,.8)';
+const TIP = 'position:absolute;display:none;pointer-events:none;background:#fff;border:1px solid #999;' +
+  'border-radius:3px;padding:4px;max-width:240px;box-shadow:0 1px 4px #0004;z-index:2';
+const BUTTON = 'margin-left:3px;border:1px solid #ccc;border-radius:3px;background:#fff;color:#222;cursor:pointer;' +
+  'font:12px sans-serif;padding:1px 6px';
+
 export default { render({model, el}) {
-  const box = make(el, 'div', 'position:relative;background:#fff;color:#222;border:1px solid #ddd;font:12px sans-serif;user-select:none;overflow:hidden', {className: 'nmc-map'});
-  const canvas = make(box, 'canvas', 'display:block;width:100%;cursor:crosshair;touch-action:none');
-  const title = make(box, 'div', 'position:absolute;left:8px;top:6px;font-weight:bold;background:rgba(255,255,255,.8)', {className: 'nmc-map-title'});
+  const box = make(el, 'div', BOX, {className: 'nmc-map'});
+  const canvas = make(box, 'canvas', CANVAS);
+  const title = make(box, 'div', TITLE, {className: 'nmc-map-title'});
   const tools = make(box, 'div', 'position:absolute;right:6px;top:5px');
-  const tip = make(box, 'div', 'position:absolute;display:none;pointer-events:none;background:#fff;border:1px solid #999;border-radius:3px;padding:4px;max-width:240px;box-shadow:0 1px 4px #0004;z-index:2', {className: 'nmc-tip'});
-  const tipImage = make(tip, 'img', 'display:block;image-rendering:pixelated;width:96px'), tipText = make(tip, 'div', 'white-space:pre-line;overflow-wrap:anywhere');
+  const tip = make(box, 'div', TIP, {className: 'nmc-tip'});
+  const tipImage = make(tip, 'img', 'display:block;image-rendering:pixelated;width:96px');
+  const tipText = make(tip, 'div', 'white-space:pre-line;overflow-wrap:anywhere');
   const ctx = canvas.getContext('2d');
   let s = {}, view = null, drag = null, pan = false, hovered = -1, asked = 0, frame = 0, lasso = [];
 
   function button(text, hint, act) {
-    const b = make(tools, 'button', 'margin-left:3px;border:1px solid #ccc;border-radius:3px;background:#fff;color:#222;cursor:pointer;font:12px sans-serif;padding:1px 6px', {textContent: text, title: hint});
-    b.onclick = () => { act(); for (const c of tools.children) c.style.fontWeight = (c === move) === pan && c !== whole ? 'bold' : 'normal'; };
+    const b = make(tools, 'button', BUTTON, {textContent: text, title: hint});
+    b.onclick = () => {
+      act();
+      for (const c of tools.children) c.style.fontWeight = (c === move) === pan && c !== whole ? 'bold' : 'normal';
+    };
     return b;
   }
   const draw2 = button('lasso', 'draw around points to select them (or click one)', () => pan = false);
@@ -33,7 +47,8 @@ export default { render({model, el}) {
     const [w, h] = [canvas.width, canvas.height];
     let [x0, x1, y0, y1] = [Infinity, -Infinity, Infinity, -Infinity];
     for (let i = 0; i < s.xy.length; i += 2) {
-      x0 = Math.min(x0, s.xy[i]); x1 = Math.max(x1, s.xy[i]); y0 = Math.min(y0, s.xy[i + 1]); y1 = Math.max(y1, s.xy[i + 1]);
+      x0 = Math.min(x0, s.xy[i]); x1 = Math.max(x1, s.xy[i]);
+      y0 = Math.min(y0, s.xy[i + 1]); y1 = Math.max(y1, s.xy[i + 1]);
     }
     const k = .92 * Math.min(w / Math.max(x1 - x0, 1e-9), (h - 40) / Math.max(y1 - y0, 1e-9));
     return {k, x: w / 2 - k * (x0 + x1) / 2, y: 14 + h / 2 + k * (y0 + y1) / 2};
@@ -47,22 +62,27 @@ export default { render({model, el}) {
       const px = x + dx, py = y + dy;
       if (px < 0 || py < 0 || px >= w || py >= h) continue;
       const o = 4 * (py * w + px), rest = 1 - cover;
-      pixels[o] = r * cover + pixels[o] * rest; pixels[o + 1] = g * cover + pixels[o + 1] * rest; pixels[o + 2] = b * cover + pixels[o + 2] * rest;
+      pixels[o] = r * cover + pixels[o] * rest;
+      pixels[o + 1] = g * cover + pixels[o + 1] * rest;
+      pixels[o + 2] = b * cover + pixels[o + 2] * rest;
     }
   }
   function paint() { frame ||= requestAnimationFrame(() => { frame = 0; draw(); }); }
-  function draw() {
-    if (!s.xy) return;
-    const ratio = devicePixelRatio || 1, w = Math.round(box.clientWidth * ratio), h = Math.round((s.height || 520) * ratio), n = s.xy.length / 2;
-    if (!w) return;
-    if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; canvas.style.height = h / ratio + 'px'; view = null; }
-    view ||= fit();
-    const image = ctx.createImageData(w, h), pixels = image.data.fill(255);
+  function resize(w, h, ratio) {
+    if (canvas.width === w && canvas.height === h) return;
+    canvas.width = w; canvas.height = h; canvas.style.height = h / ratio + 'px';
+    view = null;
+  }
+  function drawPoints(w, h, ratio) {      // those that are marked over the others, which fade
+    const image = ctx.createImageData(w, h), pixels = image.data.fill(255), n = s.xy.length / 2;
     const colours = s.palette.map(rgb), faded = colours.map(c => c.map(v => Math.round(.16 * v + .84 * 245)));
     const spots = disc(ratio * Math.min(4.5, Math.max(1.1, 190 / Math.sqrt(n)))), some = s.marked?.length === n;
-    for (let i = 0; i < n; i++) if (!some || !s.marked[i]) stamp(pixels, w, h, spots, i, (some ? faded : colours)[s.codes[i]]);
+    for (let i = 0; i < n; i++)
+      if (!some || !s.marked[i]) stamp(pixels, w, h, spots, i, (some ? faded : colours)[s.codes[i]]);
     if (some) for (let i = 0; i < n; i++) if (s.marked[i]) stamp(pixels, w, h, spots, i, colours[s.codes[i]]);
     ctx.putImageData(image, 0, 0);
+  }
+  function drawTexts(ratio) {
     ctx.font = `bold ${13 * ratio}px sans-serif`;
     ctx.textAlign = 'center'; ctx.textBaseline = 'middle'; ctx.lineJoin = 'round'; ctx.lineWidth = 3 * ratio;
     for (const [x, y, text] of s.texts || []) {
@@ -70,14 +90,27 @@ export default { render({model, el}) {
       ctx.strokeStyle = '#fff'; ctx.fillStyle = '#111';
       ctx.strokeText(text, ...at); ctx.fillText(text, ...at);
     }
-    if (lasso.length > 1) {
-      ctx.beginPath(); lasso.forEach(p => ctx.lineTo(...p)); ctx.closePath();
-      ctx.fillStyle = '#0072b222'; ctx.fill(); ctx.strokeStyle = '#0072b2'; ctx.lineWidth = 1.5 * ratio; ctx.stroke();
-    }
+  }
+  function drawLasso(ratio) {
+    ctx.beginPath(); lasso.forEach(p => ctx.lineTo(...p)); ctx.closePath();
+    ctx.fillStyle = '#0072b222'; ctx.fill();
+    ctx.strokeStyle = '#0072b2'; ctx.lineWidth = 1.5 * ratio; ctx.stroke();
+  }
+  function draw() {
+    if (!s.xy) return;
+    const ratio = devicePixelRatio || 1;
+    const w = Math.round(box.clientWidth * ratio), h = Math.round((s.height || 520) * ratio);
+    if (!w) return;
+    resize(w, h, ratio);
+    view ||= fit();
+    drawPoints(w, h, ratio);
+    drawTexts(ratio);
+    if (lasso.length > 1) drawLasso(ratio);
     canvas.dataset.drawn = (+canvas.dataset.drawn || 0) + 1;       // for whoever waits for a picture
   }
-  function inside() {           // of the lasso: its mask, read at every point
-    const mask = Object.assign(document.createElement('canvas'), {width: canvas.width, height: canvas.height}).getContext('2d', {willReadFrequently: true});
+  function inside() {           // the points in the lasso: its filled mask, read at every point
+    const hidden = Object.assign(document.createElement('canvas'), {width: canvas.width, height: canvas.height});
+    const mask = hidden.getContext('2d', {willReadFrequently: true});
     mask.beginPath(); lasso.forEach(p => mask.lineTo(...p)); mask.closePath(); mask.fill('evenodd');
     const {data, width, height} = mask.getImageData(0, 0, canvas.width, canvas.height), found = [];
     for (let i = 0; i < s.xy.length / 2; i++) {
@@ -95,7 +128,10 @@ export default { render({model, el}) {
     return best;
   }
   const ratio = () => canvas.width / Math.max(canvas.getBoundingClientRect().width, 1);
-  const at = e => { const r = canvas.getBoundingClientRect(), k = ratio(); return [(e.clientX - r.left) * k, (e.clientY - r.top) * k]; };
+  function at(e) {
+    const r = canvas.getBoundingClientRect(), k = ratio();
+    return [(e.clientX - r.left) * k, (e.clientY - r.top) * k];
+  }
 
   function hover(e) {
     const i = nearest(at(e), 8 * ratio());
@@ -112,7 +148,8 @@ export default { render({model, el}) {
     if (tipImage.src) URL.revokeObjectURL(tipImage.src);
     tipImage.style.display = s.picture?.byteLength ? 'block' : 'none';
     if (s.picture?.byteLength) tipImage.src = url(s.picture, 'image/png');
-    Object.assign(tip.style, {display: 'block', left: Math.max(0, Math.min(x + 12, box.clientWidth - 250)) + 'px', top: Math.max(0, y < 150 ? y + 12 : y - 150) + 'px'});
+    const left = Math.max(0, Math.min(x + 12, box.clientWidth - 250)), top = Math.max(0, y < 150 ? y + 12 : y - 150);
+    Object.assign(tip.style, {display: 'block', left: left + 'px', top: top + 'px'});
   }
   canvas.onpointerdown = e => {
     if (!view || e.button) return;
@@ -131,7 +168,10 @@ export default { render({model, el}) {
   canvas.onpointerup = e => {
     if (!drag) return;
     if (!drag.far) model.send({click: nearest(at(e), 8 * ratio())});
-    else if (!pan && lasso.length > 2) { const found = inside(); model.send({lasso: found.length}, undefined, [found.buffer]); }
+    else if (!pan && lasso.length > 2) {
+      const found = inside();
+      model.send({lasso: found.length}, undefined, [found.buffer]);
+    }
     drag = null; lasso = [];
     paint();
   };
@@ -155,7 +195,10 @@ export default { render({model, el}) {
     paint();
   });
   // where a point is on the screen, for tests
-  box.nmcPoint = i => { const r = canvas.getBoundingClientRect(), k = ratio(); return [r.left + X(i) / k, r.top + Y(i) / k]; };
+  box.nmcPoint = i => {
+    const r = canvas.getBoundingClientRect(), k = ratio();
+    return [r.left + X(i) / k, r.top + Y(i) / k];
+  };
   const sized = new ResizeObserver(paint);
   sized.observe(box);
   return () => { forget(); sized.disconnect(); };

@@ -1,9 +1,10 @@
 """Measure the figures the pages quote, write them to docs/records/, and put them into the pages.
 
-    python -m tests.bench                                      those that need no data
-    python -m tests.bench coil20 mnist cifar10 --data FOLDER   on coil20_32.npz (x, y), mnist.npz (x_train, y_train), and cifar10 (train/<class>/*) in FOLDER
+    python -m tests.bench                                      the benches that need no data
+    python -m tests.bench coil20 mnist cifar10 --data FOLDER   the benches named, on the data sets in FOLDER
 
-The runs stay in runs/bench/. An interrupted bench takes up its unfinished run; `--fresh` starts it over."""
+FOLDER holds coil20_32.npz (x, y), mnist.npz (x_train, y_train) and cifar10 (train/<class>/*).
+The runs stay in runs/bench/. An interrupted bench continues its unfinished run; `--fresh` starts it over."""
 import argparse
 import json
 import os
@@ -24,25 +25,41 @@ RECORDS = ROOT / 'docs/records'
 
 
 def circumstances(command):
-    "What a figure means nothing without."
+    "Where and when a figure was measured, without which it means nothing."
     packages = ('nmc_workbench', 'torch', 'torchvision', 'numpy', 'scikit-learn')
-    return dict(command=command, date=time.strftime('%Y-%m-%d'), python=platform.python_version(), device='CPU', cores=os.cpu_count(),
-                processor=next((line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')), platform.machine()),
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    models = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+    return dict(command=command, date=time.strftime('%Y-%m-%d'), python=platform.python_version(), device='CPU',
+                cores=os.cpu_count(), processor=next(iter(models), platform.machine()),
                 versions={p: metadata.version(p) for p in packages})
 
 
+def command_for(data):
+    "The command that measures again, with or without data sets."
+    return 'make bench' if data is None else 'make bench-data DATA=folder'
+
+
 def trained(title, name, command, seeds, notebook='train_nmce', more=lambda run, results: {}, **parameters):
-    "A train notebook, run by papermill once a seed; `more` is asked for what else its run has to say."
+    "The record of a train notebook, run by papermill once per seed; `more` gives additional entries of each row."
     rows, scores = [], ('acc', 'nmi', 'ari')
     for seed in seeds:
         out = ROOT / f'runs/bench/{name}_seed{seed}'
-        out.mkdir(parents=True, exist_ok=True)
-        words = [w for k, v in dict(parameters, seed=seed, run_dir=out / 'run', resume='true').items() for w in ('-p', k, str(v))]
-        subprocess.run([str(Path(sys.executable).with_name('papermill')), f'nbs/{notebook}.ipynb', str(out / f'{notebook}.ipynb'), '--no-progress-bar', *words], cwd=ROOT, check=True)
-        results = json.loads((out / 'run/results.json').read_text())
-        rows.append(dict(seed=seed, **{k: results[k] for k in scores}, seconds=results['seconds'], **more(out / 'run', results)))
+        results = papermill(notebook, out, dict(parameters, seed=seed, run_dir=out / 'run', resume='true'))
+        found = {k: results[k] for k in scores}
+        rows.append(dict(seed=seed, **found, seconds=results['seconds'], **more(out / 'run', results)))
         print(rows[-1], flush=True)
-    return dict(**circumstances(command), title=title, n=len(rows), rows=rows, kmeans_pixels={k: results['kmeans_pixels'][k] for k in scores})
+    kmeans = {k: results['kmeans_pixels'][k] for k in scores}
+    return dict(**circumstances(command), title=title, n=len(rows), rows=rows, kmeans_pixels=kmeans)
+
+
+def papermill(notebook, out, parameters):
+    "Run a notebook with these parameters; the results that its run has written."
+    out.mkdir(parents=True, exist_ok=True)
+    words = [w for k, v in parameters.items() for w in ('-p', k, str(v))]
+    program = Path(sys.executable).with_name('papermill')
+    subprocess.run([str(program), f'nbs/{notebook}.ipynb', str(out / f'{notebook}.ipynb'), '--no-progress-bar', *words],
+                   cwd=ROOT, check=True)
+    return json.loads((out / 'run/results.json').read_text())
 
 
 def digits(data):
@@ -52,8 +69,12 @@ def digits(data):
 
 
 def nmc_digits(data):
-    def more(run, results): return dict(n_clusters=results['n_clusters'], n_modes=results['n_modes'], seconds_encoder=json.loads((run.parent / 'run_encoder/results.json').read_text())['seconds'], kmeans=bench_nmc.kmeans_row(run / 'comparison.csv'))
-    return trained('1,797 digits, K not given', 'nmc_digits', 'make bench', range(5), 'train_nmc', more, dataset='digits')
+    def more(run, results):
+        encoder = json.loads((run.parent / 'run_encoder/results.json').read_text())
+        return dict(n_clusters=results['n_clusters'], n_modes=results['n_modes'], seconds_encoder=encoder['seconds'],
+                    kmeans=bench_nmc.kmeans_row(run / 'comparison.csv'))
+    title = '1,797 digits, K not given'
+    return trained(title, 'nmc_digits', 'make bench', range(5), 'train_nmc', more, dataset='digits')
 
 
 def nmc_mixtures(data):
@@ -62,68 +83,85 @@ def nmc_mixtures(data):
 
 
 def _studied(name, images, train, data, seeds, from_seed=bench_nmc.FROM_SEED):
-    "Values of the original and of the recipe, and what lies between, on the encoders of the runs of `train`."
-    def encoders(): return [p for s in range(seeds) if (p := ROOT / f'runs/bench/{train.__name__}_seed{s}/{"run_encoder" if train is nmc_digits else "run"}').joinpath('model.pt').is_file()]
+    "The original's values, the recipe's, and what lies between, on the encoders of the runs of `train`."
+    run = 'run_encoder' if train is nmc_digits else 'run'
+    paths = [ROOT / f'runs/bench/{train.__name__}_seed{s}/{run}' for s in range(seeds)]
+    def encoders(): return [p for p in paths if p.joinpath('model.pt').is_file()]
     if not encoders(): train(data)
-    found = dict(rows=bench_nmc.variants(images, encoders(), name, from_seed), eps=bench_nmc.over_eps(images, encoders(), name))
-    return dict(**circumstances('make bench' if data is None else 'make bench-data DATA=folder'), sets={name: found})
+    found = dict(rows=bench_nmc.variants(images, encoders(), name, from_seed),
+                 eps=bench_nmc.over_eps(images, encoders(), name))
+    return dict(**circumstances(command_for(data)), sets={name: found})
 
 
-# On the larger sets a fit with the original's end-point loss takes a quarter of an hour, so they get its first and its last variant.
+# On the larger sets a fit with the original's end-point loss takes a quarter of an hour, so they get only its first
+# and its last variant.
 FEW = {k: bench_nmc.FROM_SEED[k] for k in (list(bench_nmc.FROM_SEED)[0], list(bench_nmc.FROM_SEED)[-1])}
 
 
 def nmc_study(data): return _studied('digits', load('digits'), nmc_digits, None, 3)
 
 
-def nmc_study_mnist(data): return _studied('mnist', load('npz', root=found(data, 'mnist.npz'), limit=10_000), mnist, data, 1, FEW)
+def nmc_study_mnist(data):
+    images = load('npz', root=found(data, 'mnist.npz'), limit=10_000)
+    return _studied('mnist', images, mnist, data, 1, FEW)
 
 
-def nmc_study_coil20(data): return _studied('coil20', load('npz', root=found(data, 'coil20_32.npz')), coil20, data, 1, FEW)
+def nmc_study_coil20(data):
+    images = load('npz', root=found(data, 'coil20_32.npz'))
+    return _studied('coil20', images, coil20, data, 1, FEW)
 
 
 def coil20(data):
-    return trained('COIL-20, 1,440 images at 32 x 32, K = 20', 'coil20', 'make bench-data DATA=folder', range(3), dataset='npz', data_dir=found(data, 'coil20_32.npz'), recipe='coil20_small')
+    return trained('COIL-20, 1,440 images at 32 x 32, K = 20', 'coil20', command_for(data), range(3),
+                   dataset='npz', data_dir=found(data, 'coil20_32.npz'), recipe='coil20_small')
 
 
 def mnist(data):
-    return trained('MNIST, 10,000 images, K = 10', 'mnist', 'make bench-data DATA=folder', range(3), dataset='npz', data_dir=found(data, 'mnist.npz'), recipe='mnist_small', limit=10_000)
+    return trained('MNIST, 10,000 images, K = 10', 'mnist', command_for(data), range(3),
+                   dataset='npz', data_dir=found(data, 'mnist.npz'), recipe='mnist_small', limit=10_000)
 
 
 def cifar10(data):
-    return trained('CIFAR-10, K = 10, on a CPU', 'cifar10', 'make bench-data DATA=folder', range(1), dataset='folder', data_dir=found(data, 'cifar10'), recipe='cifar10_small')
+    return trained('CIFAR-10, K = 10, on a CPU', 'cifar10', command_for(data), range(1),
+                   dataset='folder', data_dir=found(data, 'cifar10'), recipe='cifar10_small')
 
 
-def _neighbours(run, results): return {**{k: results[k] for k in (('purity', 'head_agreement'))}, **json.loads((run / 'knn.json').read_text())}
+def _neighbours(run, results):
+    return {**{k: results[k] for k in ('purity', 'head_agreement')}, **json.loads((run / 'knn.json').read_text())}
 
 
-def sela_digits(data): return trained('1,797 digits, 10 heads', 'sela_digits', 'make bench', range(3), 'train_sela', _neighbours, dataset='digits')
+def sela_digits(data):
+    return trained('1,797 digits, 10 heads', 'sela_digits', 'make bench', range(3), 'train_sela', _neighbours,
+                   dataset='digits')
 
 
 def sela_mnist(data):
-    return trained('MNIST, 10,000 images, 10 heads', 'sela_mnist', 'make bench-data DATA=folder', range(3), 'train_sela', _neighbours, dataset='npz', data_dir=found(data, 'mnist.npz'), recipe='mnist', limit=10_000)
+    return trained('MNIST, 10,000 images, 10 heads', 'sela_mnist', command_for(data), range(3), 'train_sela',
+                   _neighbours, dataset='npz', data_dir=found(data, 'mnist.npz'), recipe='mnist', limit=10_000)
 
 
 def sela_cifar10(data):
-    return trained('CIFAR-10, 10,000 images, 10 heads', 'sela_cifar10', 'make bench-data DATA=folder', range(1), 'train_sela', _neighbours, dataset='folder', data_dir=found(data, 'cifar10'), recipe='cifar10_small', limit=10_000)
+    return trained('CIFAR-10, 10,000 images, 10 heads', 'sela_cifar10', command_for(data), range(1), 'train_sela',
+                   _neighbours, dataset='folder', data_dir=found(data, 'cifar10'), recipe='cifar10_small', limit=10_000)
 
 
 def sinkhorn(data):
     "The iteration against the original's form, and its growth."
     from . import bench_sinkhorn
-    return dict(**circumstances('make bench' if data is None else 'make bench-data DATA=folder'), **bench_sinkhorn.measure(data))
+    return dict(**circumstances(command_for(data)), **bench_sinkhorn.measure(data))
 
 
 def explorer(data):
     "The explorer on MNIST in a browser."
     from . import bench_explorer
     found(data, 'mnist.npz')
-    return dict(**circumstances('make bench-data DATA=folder'), **bench_explorer.measure(data))
+    return dict(**circumstances(command_for(data)), **bench_explorer.measure(data))
 
 
 def found(data, name):
     "A file or folder in the folder given with --data."
-    if data is None or not (Path(data) / name).exists(): sys.exit(f'bench: no {name} in {data}; give a folder that has it with --data (python -m tests.bench --help)')
+    if data is None or not (Path(data) / name).exists():
+        sys.exit(f'bench: no {name} in {data}; give a folder that has it with --data (python -m tests.bench --help)')
     return (Path(data) / name).resolve()
 
 
@@ -142,8 +180,10 @@ def demo_picture(figures, out):
 def speed(data):
     "Each part against its baseline in the same run."
     from . import bench_augment, bench_coding_rate, bench_import, bench_subspace
+    modules = dict(augment=bench_augment, coding_rate=bench_coding_rate, subspace=bench_subspace)
+    modules['import'] = bench_import
     parts = {}
-    for name, module in (('augment', bench_augment), ('coding_rate', bench_coding_rate), ('subspace', bench_subspace), ('import', bench_import)):
+    for name, module in modules.items():
         parts[name] = module.measure()
         print(name, parts[name], flush=True)
     return dict(**circumstances('make bench'), **parts)
@@ -166,20 +206,34 @@ def spiral(data):
     return dict(**circumstances('make bench'), **bench_spiral.measure())
 
 
-# what it is called: the record, what measures it, and whether it needs data
-BENCHES = dict(speed=('speed', speed, False), coil_step=('coil_step', coil_step, False), digits=('nmce_digits', digits, False), spiral=('nmce_spiral', spiral, False),
-               nmc_digits=('nmc_digits', nmc_digits, False), nmc_mixtures=('nmc_mixtures', nmc_mixtures, False), nmc_kernels=('nmc_kernels', nmc_kernels, False), nmc_study=('nmc_study', nmc_study, False),
-               nmc_study_mnist=('nmc_study_mnist', nmc_study_mnist, True), nmc_study_coil20=('nmc_study_coil20', nmc_study_coil20, True),
-               sela_digits=('sela_digits', sela_digits, False), sela_mnist=('sela_mnist', sela_mnist, True), sela_cifar10=('sela_cifar10_cpu', sela_cifar10, True), sinkhorn=('sinkhorn', sinkhorn, False),
-               explorer=('explorer', explorer, True),
-               coil20=('nmce_coil20', coil20, True), mnist=('nmce_mnist', mnist, True), cifar10=('nmce_cifar10_cpu', cifar10, True))
+# the name of each bench: its record, what measures it, and whether it needs data
+BENCHES = {
+    'speed':            ('speed', speed, False),
+    'coil_step':        ('coil_step', coil_step, False),
+    'digits':           ('nmce_digits', digits, False),
+    'spiral':           ('nmce_spiral', spiral, False),
+    'nmc_digits':       ('nmc_digits', nmc_digits, False),
+    'nmc_mixtures':     ('nmc_mixtures', nmc_mixtures, False),
+    'nmc_kernels':      ('nmc_kernels', nmc_kernels, False),
+    'nmc_study':        ('nmc_study', nmc_study, False),
+    'nmc_study_mnist':  ('nmc_study_mnist', nmc_study_mnist, True),
+    'nmc_study_coil20': ('nmc_study_coil20', nmc_study_coil20, True),
+    'sela_digits':      ('sela_digits', sela_digits, False),
+    'sela_mnist':       ('sela_mnist', sela_mnist, True),
+    'sela_cifar10':     ('sela_cifar10_cpu', sela_cifar10, True),
+    'sinkhorn':         ('sinkhorn', sinkhorn, False),
+    'explorer':         ('explorer', explorer, True),
+    'coil20':           ('nmce_coil20', coil20, True),
+    'mnist':            ('nmce_mnist', mnist, True),
+    'cifar10':          ('nmce_cifar10_cpu', cifar10, True)}
 
 
 def main():
-    parser = argparse.ArgumentParser(prog='python -m tests.bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog='python -m tests.bench', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', help=f'some of {", ".join(BENCHES)}')
     parser.add_argument('--data', help='the folder with the data sets')
-    parser.add_argument('--fresh', action='store_true', help='forget the runs of an earlier bench')
+    parser.add_argument('--fresh', action='store_true', help='delete the runs of an earlier bench first')
     o = parser.parse_args()
     for name in o.names:
         if name not in BENCHES: parser.error(f'unknown bench {name!r}; known: {", ".join(BENCHES)}')

@@ -1,11 +1,14 @@
-"""10,000 samples in 128 dimensions climb a 512 x 4 potential for 20 steps on a CPU: `ascend` against a plain loop that moves every sample in every step and evaluates the potential at every try for all of them.
+"""10,000 samples in 128 dimensions climb a 512 x 4 potential for 20 steps on a CPU: `ascend` against a plain loop that
+moves every sample in every step and evaluates the potential at every try for all of them.
 
     python -m tests.bench.bench_ascent [threads ...]
 
-Two potentials, each fitted by a few hundred steps of denoising score matching to a mixture of ten Gaussians on the unit sphere: with spectral normalisation nearly every first try rises, without it, and with the loss weighted by
-sigma^2, the samples are at the top after some 15 steps and are nudged. The plain loop normalises the weights
-once, too, and takes the height of a place from the pass that gives its score. About the top a direction hangs on the last bits of a short score, so that there two float32 loops part; in float64 the end points show whether the rule is
-the same."""
+There are two potentials, each fitted by a few hundred steps of denoising score matching to a mixture of ten
+Gaussians on the unit sphere. With spectral normalisation nearly every first try succeeds. Without it, and with the
+loss weighted by sigma^2, the samples are at the top after some 15 steps and are nudged. The plain loop normalises
+the weights once, too, and takes the height of a place from the pass that gives its score. Near the top, a direction
+depends on the last bits of a short score, so two float32 loops separate there; the end points in float64 show
+whether the rule is the same."""
 import copy
 import json
 import platform
@@ -80,13 +83,17 @@ def compare(potential, z, repeats=2):
         seconds['ours'].append(s)
     double, few = copy.deepcopy(potential).double(), z[:300].double()
     exact, (s, busy) = plain(double, few), ({k: min(x[i] for x in v) for k, v in seconds.items()} for i in (0, 1))
-    return dict(plain_s=round(s['plain'], 2), ours_s=round(s['ours'], 2), ratio=round(s['plain'] / s['ours'], 2), ratio_of_processor_time=round(busy['plain'] / busy['ours'], 2), largest_difference=apart(found.endpoints, wanted),
-                largest_difference_float64=apart(ascend(double, few).endpoints, exact), plain_to_its_float64=apart(wanted[:300], exact))
+    return dict(plain_s=round(s['plain'], 2), ours_s=round(s['ours'], 2), ratio=round(s['plain'] / s['ours'], 2),
+                ratio_of_processor_time=round(busy['plain'] / busy['ours'], 2),
+                largest_difference=apart(found.endpoints, wanted),
+                largest_difference_float64=apart(ascend(double, few).endpoints, exact),
+                plain_to_its_float64=apart(wanted[:300], exact))
 
 
 def measure(threads=(1, 2), n=10_000, d=128) -> dict:
-    "Seconds of both, the faster of two runs each, and their ratio, for each potential and number of threads."
-    out = dict(n=n, d=d, potential='512 x 4', n_steps=20, dtype='float32', torch=torch.__version__, machine=platform.processor() or platform.machine())
+    "Seconds of both, each the faster of two runs, and their ratio, for each potential and number of threads."
+    out = dict(n=n, d=d, potential='512 x 4', n_steps=20, dtype='float32', torch=torch.__version__,
+               machine=platform.processor() or platform.machine())
     before, z = torch.get_num_threads(), mixture(n, d)
     try:
         for name, options in POTENTIALS.items():
@@ -98,4 +105,6 @@ def measure(threads=(1, 2), n=10_000, d=128) -> dict:
     return out
 
 
-if __name__ == '__main__': print(json.dumps(measure(tuple(map(int, sys.argv[1:])) or (1, 2)), indent=1))
+if __name__ == '__main__':
+    threads = tuple(map(int, sys.argv[1:])) or (1, 2)
+    print(json.dumps(measure(threads), indent=1))

@@ -2,8 +2,8 @@
 
     python tests/bench/bench_coding_rate.py [threads ...]
 
-The plain formulation weights the features into a (K, d, n) tensor, multiplies it with the features, takes LU log-determinants and
-leaves the gradient to autograd."""
+The plain formulation weights the features into a (K, d, n) tensor, multiplies it with the features, takes
+LU log-determinants and leaves the gradient to autograd."""
 import json
 import platform
 import statistics
@@ -50,12 +50,15 @@ def compare(n, d, n_clusters, eps, repeats, device='cpu'):
     # the fastest pass of many is what a quiet machine gives; the median is what this one gave
     ms, best = ({k: 1e3 * f(v) for k, v in times.items()} for f in (statistics.median, min))
     return dict(ours_ms=round(ms['ours'], 2), plain_ms=round(ms['plain'], 2), ratio=round(ms['plain'] / ms['ours'], 2),
-                ours_best_ms=round(best['ours'], 2), plain_best_ms=round(best['plain'], 2), ratio_of_best=round(best['plain'] / best['ours'], 2))
+                ours_best_ms=round(best['ours'], 2), plain_best_ms=round(best['plain'], 2),
+                ratio_of_best=round(best['plain'] / best['ours'], 2))
 
 
 def measure(threads=(1, 2), n=2048, d=128, n_clusters=10, eps=.2, repeats=25) -> dict:
     "Medians in milliseconds and their ratio, for each number of threads."
-    before, out = torch.get_num_threads(), dict(n=n, d=d, n_clusters=n_clusters, dtype='float32', repeats=repeats, torch=torch.__version__, machine=platform.processor() or platform.machine())
+    out = dict(n=n, d=d, n_clusters=n_clusters, dtype='float32', repeats=repeats, torch=torch.__version__,
+               machine=platform.processor() or platform.machine())
+    before = torch.get_num_threads()
     try:
         for t in threads:
             torch.set_num_threads(t)
@@ -65,4 +68,6 @@ def measure(threads=(1, 2), n=2048, d=128, n_clusters=10, eps=.2, repeats=25) ->
     return out
 
 
-if __name__ == '__main__': print(json.dumps(measure(tuple(map(int, sys.argv[1:])) or (1, 2)), indent=1))
+if __name__ == '__main__':
+    threads = tuple(map(int, sys.argv[1:])) or (1, 2)
+    print(json.dumps(measure(threads), indent=1))

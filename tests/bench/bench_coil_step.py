@@ -1,13 +1,16 @@
-"""One training step of the COIL-20 recipe at 64 x 64, all 1,440 images in two views: the library's against the original's way, rebuilt here.
+"""One training step of the COIL-20 recipe at 64 x 64, all 1,440 images in two views: the library's way against the
+original's, rebuilt here.
 
     python -m tests.bench.bench_coil_step [threads ...]
 
-Both draw views, pass 2,880 rows through resnet18imgs, a hidden layer of 4,096 and a head of 40, and take an Adam step on -R(mean of the views) - 20
-similarity. The library does so by `NMCE(recipe='coil20')`. The baseline augments image by image with torchvision on PIL, stacks the tensors, keeps PyTorch's
-memory format, takes log-determinants from `torch.logdet`, and computes the cluster head and its Gumbel noise without using them. Images are random bytes.
+Both draw views, pass 2,880 rows through resnet18imgs, a hidden layer of 4,096 and a head of 40, and take an Adam
+step on -R(mean of the views) - 20 similarity. The library does so by `NMCE(recipe='coil20')`. The baseline augments
+image by image with torchvision on PIL, stacks the tensors, keeps PyTorch's memory format, takes log-determinants
+from `torch.logdet`, and computes the cluster head and its Gumbel noise without using them. The images are random
+bytes.
 
-The two take turns, each turn a process of its own: one step to warm up, then the timed ones. `difference` compares the loss and the gradients of the two
-on one set of views and weights."""
+The two take turns, each turn in a process of its own: one step to warm up, then the timed ones. `difference`
+compares the loss and the gradients of the two on one set of views and weights."""
 import io
 import json
 import os
@@ -73,7 +76,8 @@ class Lap:
 
 def plain_steps(n_steps, n=N):
     "Seconds of every step."
-    draw = T.Compose([T.RandomHorizontalFlip(.5), T.RandomPerspective(.3, .6), T.ColorJitter(.8, .8, .8, .2), T.ToTensor()])
+    draw = T.Compose([T.RandomHorizontalFlip(.5), T.RandomPerspective(.3, .6), T.ColorJitter(.8, .8, .8, .2),
+                      T.ToTensor()])
     net, images = Plain(), pixels(n)
     optimiser, lap = torch.optim.Adam(net.parameters(), 1e-3, (.9, .99), weight_decay=1e-5), Lap()
     for _ in range(n_steps):
@@ -112,7 +116,8 @@ def difference(n=64) -> dict:
     views = torch.rand(2, n, 1, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     theirs, loss = plain_loss_double(net, views.flatten(0, 1)), stage.step(None, views)[0]
     theirs.backward(), loss.backward()
-    pairs = [(p.grad, q.grad) for p, q in zip(stage.network.parameters(), net.parameters(), strict=True) if p.grad is not None]
+    parameters = zip(stage.network.parameters(), net.parameters(), strict=True)
+    pairs = [(p.grad, q.grad) for p, q in parameters if p.grad is not None]
     ours, theirs_grad = (torch.cat([g.flatten() for g in gs]) for gs in zip(*pairs))
     return dict(loss=abs(loss / theirs - 1).item(), gradient=((ours - theirs_grad).norm() / theirs_grad.norm()).item())
 
@@ -127,33 +132,39 @@ def plain_loss_double(net, views):
 def turn(who, threads, n_steps):
     "The timed steps of a fresh process: wall and processor seconds, and the largest memory in GiB."
     env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
-    out = subprocess.run([sys.executable, '-m', 'tests.bench.bench_coil_step', who, str(threads), str(n_steps)], env=env, capture_output=True, text=True, check=True)
+    command = [sys.executable, '-m', 'tests.bench.bench_coil_step', who, str(threads), str(n_steps)]
+    out = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return json.loads(out.stdout.splitlines()[-1])
 
 
 def run_turn(who, threads, n_steps):
     torch.set_num_threads(threads)
     laps, parts = dict(ours=our_steps, plain=plain_steps)[who](n_steps + 1)
-    print(json.dumps(dict(laps=laps[1:], parts=parts, gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)))
+    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps(dict(laps=laps[1:], parts=parts, gib=gib)))
 
 
 def compare(threads, turns, n_steps):
     found = dict(ours=[], plain=[])
     for _ in range(turns):
         for who, results in found.items(): results.append(turn(who, threads, n_steps))
-    # (turns x steps, 2): wall and processor seconds
-    wall, cpu = ({who: statistics.median(lap[i] for r in results for lap in r['laps']) for who, results in found.items()} for i in (0, 1))
+    # of each lap: wall and processor seconds
+    laps = {who: [lap for r in results for lap in r['laps']] for who, results in found.items()}
+    wall, cpu = ({who: statistics.median(lap[i] for lap in laps[who]) for who in laps} for i in (0, 1))
     gib = {who: max(r['gib'] for r in results) for who, results in found.items()}
     parts = {k: round(statistics.median(r['parts'][k] for r in found['ours']), 2) for k in found['ours'][0]['parts']}
-    return dict(ours_s=round(wall['ours'], 2), plain_s=round(wall['plain'], 2), ratio=round(wall['plain'] / wall['ours'], 2),
-                ours_cpu_s=round(cpu['ours'], 2), plain_cpu_s=round(cpu['plain'], 2), ratio_cpu=round(cpu['plain'] / cpu['ours'], 2),
+    return dict(ours_s=round(wall['ours'], 2), plain_s=round(wall['plain'], 2),
+                ratio=round(wall['plain'] / wall['ours'], 2),
+                ours_cpu_s=round(cpu['ours'], 2), plain_cpu_s=round(cpu['plain'], 2),
+                ratio_cpu=round(cpu['plain'] / cpu['ours'], 2),
                 ours_gib=round(gib['ours'], 1), plain_gib=round(gib['plain'], 1), ours_parts_s=parts)
 
 
 def measure(threads=(1, 2), turns=3, n_steps=2) -> dict:
-    "Medians in seconds, their ratios and the memory, for each number of threads; processor seconds say more where other programs run."
-    out = dict(n=N, views=2, size=SIDE, backbone='resnet18imgs', turns=turns, steps=n_steps, torch=torch.__version__, machine=platform.processor() or platform.machine(),
-               difference=difference())
+    """Medians in seconds, their ratios and the memory, for each number of threads; processor seconds say more where
+    other programs run."""
+    out = dict(n=N, views=2, size=SIDE, backbone='resnet18imgs', turns=turns, steps=n_steps, torch=torch.__version__,
+               machine=platform.processor() or platform.machine(), difference=difference())
     return out | {f'threads_{t}': compare(t, turns, n_steps) for t in threads}
 
 

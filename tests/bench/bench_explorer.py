@@ -17,7 +17,11 @@ from nmc_workbench.explore.explorer import Explorer
 explorer = Explorer.of_runs({root!r}, {first!r}, map_method='pca')
 explorer
 '''
-MEMORY = "import os, re; print('VmRSS', re.search(r'VmRSS:\\s+(\\d+)', open('/proc/self/status').read())[1], 'VmHWM', re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+MEMORY = '''
+import re
+status = open('/proc/self/status').read()
+print(*(word for key in ('VmRSS', 'VmHWM') for word in (key, re.search(key + r':\\s+(\\d+)', status)[1])))
+'''
 
 
 def large_run(folder, data, n=60_000, k=10):
@@ -31,25 +35,30 @@ def large_run(folder, data, n=60_000, k=10):
     _, v = np.linalg.eigh(x.T @ x)
     z = x @ v[:, ::-1][:, :32]
     labels = MiniBatchKMeans(k, random_state=0, n_init=3).fit_predict(z)
-    write_json(folder / 'config.json', dict(method='NMCE', dataset='npz', data_dir=str(data), split='train', seed=0, limit=None if n == len(images) and n == 60_000 else n, data=images.fingerprint()))
+    limit = None if n == len(images) and n == 60_000 else n
+    config = dict(method='NMCE', dataset='npz', data_dir=str(data), split='train', seed=0, limit=limit)
+    write_json(folder / 'config.json', dict(config, data=images.fingerprint()))
     write_json(folder / 'results.json', dict(acc=0.))
-    for name, array in dict(embeddings=z, predictions=labels, ids=images.ids, true_labels=images.labels.numpy(), map2d=z[:, :2]).items(): write_array(folder / f'{name}.npy', array)
+    arrays = dict(embeddings=z, predictions=labels, ids=images.ids, true_labels=images.labels.numpy(), map2d=z[:, :2])
+    for name, array in arrays.items(): write_array(folder / f'{name}.npy', array)
     return folder
 
 
 def small_run(folder):
-    "Another run, to begin with."
+    "Another run, to start with."
     from nmc_workbench.core.files import write_array, write_json
     x = np.random.default_rng(0).normal(size=(60, 2)).astype('f4')
     write_json(folder / 'config.json', dict(method='NMCE', dataset='digits', seed=0))
-    for name, array in dict(embeddings=x, predictions=np.arange(60) % 3).items(): write_array(folder / f'{name}.npy', array)
+    arrays = dict(embeddings=x, predictions=np.arange(60) % 3)
+    for name, array in arrays.items(): write_array(folder / f'{name}.npy', array)
     return folder
 
 
 def drag_around(page, share):
     "The corners of a square around the middle of the map that takes that share of its sides."
     box = page.locator('.nmc-map canvas').bounding_box()
-    x, y, half = box['x'] + box['width'] / 2, box['y'] + box['height'] / 2, share * min(box['width'], box['height']) / 2
+    x, y = box['x'] + box['width'] / 2, box['y'] + box['height'] / 2
+    half = share * min(box['width'], box['height']) / 2
     return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
 
 
@@ -57,7 +66,7 @@ def marked(page): return int(page.locator('.nmc-map').first.get_attribute('data-
 
 
 def about(page, wanted, low=.02, high=1.):
-    "The share of a lasso that takes about so many points, by halving."
+    "The share of a lasso that takes about as many points as wanted, by halving."
     for _ in range(12):
         share = (low + high) / 2
         before = times_drawn(page, '.nmc-tiles')
@@ -70,7 +79,7 @@ def about(page, wanted, low=.02, high=1.):
 
 
 def released(page, corners):
-    "Seconds from letting go of a lasso to the gallery."
+    "Seconds from the end of a lasso until the gallery is drawn."
     page.mouse.move(*corners[0])
     page.mouse.down()
     for x, y in [*corners[1:], corners[0]]: page.mouse.move(x, y, steps=3)
@@ -78,12 +87,13 @@ def released(page, corners):
 
 
 def used(page, address, work, root, first):
-    "What a person would wait for, in one sitting."
+    "What a person would wait for, in one session."
     notebook(work / 'bench.ipynb', CELL.format(root=str(root), first=str(first)), MEMORY)
     run_all(page, address('bench.ipynb'))
     drawn(page, '.nmc-map'), drawn(page, '.nmc-tiles')
     start = time.perf_counter()
-    page.locator('.nmc-run select').select_option(value=[o for o in page.locator('.nmc-run option').all() if o.inner_text().endswith('mnist')][0].get_attribute('value'))
+    mnist = [o for o in page.locator('.nmc-run option').all() if o.inner_text().endswith('mnist')][0]
+    page.locator('.nmc-run select').select_option(value=mnist.get_attribute('value'))
     page.locator('.nmc-map-title', has_text='npz').wait_for()
     drawn(page, '.nmc-map')
     first_map = time.perf_counter() - start
@@ -103,7 +113,9 @@ def used(page, address, work, root, first):
     page.evaluate("() => { const c = window.jupyterapp.shell.currentWidget.content; c.activeCellIndex = 1; }")
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-cell')")
     text = page.locator('.jp-OutputArea-output', has_text='VmRSS').inner_text().split()
-    return out | dict(lasso_points=marked(page), lasso_ms=round(1000 * median(times)), lasso_largest_ms=round(1000 * max(times)), page_ms=round(1000 * median(turned)), page_largest_ms=round(1000 * max(turned)),
+    return out | dict(lasso_points=marked(page),
+                      lasso_ms=round(1000 * median(times)), lasso_largest_ms=round(1000 * max(times)),
+                      page_ms=round(1000 * median(turned)), page_largest_ms=round(1000 * max(turned)),
                       kernel_mb=round(int(text[1]) / 1000), kernel_peak_mb=round(int(text[3]) / 1000))
 
 

@@ -23,10 +23,15 @@ FROM_SEED = {
     'potential_norm=none': dict(potential_norm='none'),
     'potential_norm=none, dsm_weight=sigma2': dict(potential_norm='none', dsm_weight='sigma2'),
     'the same, potential_scale=std': dict(potential_norm='none', dsm_weight='sigma2', potential_scale='std'),
-    'the same, on the sphere, saddles=path': dict(potential_norm='none', dsm_weight='sigma2', potential_scale='std', retract='sphere', saddles='path')}
+    'the same, on the sphere, saddles=path': dict(potential_norm='none', dsm_weight='sigma2', potential_scale='std',
+                                                  retract='sphere', saddles='path')}
 FROM_RECIPE = {
-    'the recipe': {}, 'saddles=modes': dict(saddles='modes'), 'potential_scale=none': dict(potential_scale='none'), 'potential_norm=spectral': dict(potential_norm='spectral'),
-    'dsm_weight=none': dict(dsm_weight='none'), 'lambda_inv=0.1, gradcos': dict(lambda_inv=.1, inv_mode='gradcos')}
+    'the recipe': {},
+    'saddles=modes': dict(saddles='modes'),
+    'potential_scale=none': dict(potential_scale='none'),
+    'potential_norm=spectral': dict(potential_norm='spectral'),
+    'dsm_weight=none': dict(dsm_weight='none'),
+    'lambda_inv=0.1, gradcos': dict(lambda_inv=.1, inv_mode='gradcos')}
 EPS = (.1, .2, .3, .5, .8)
 
 
@@ -34,12 +39,17 @@ def mixture(d, n_modes, seed, n_each=200, apart=8.):
     "Gaussians of unit variance whose nearest centres are `apart`: points (n, d) and their numbers."
     g = np.random.default_rng(seed)
     centres = g.normal(size=(n_modes, d))
-    distances = np.linalg.norm(centres[:, None] - centres, axis=-1) + np.diag([np.inf] * n_modes)
-    while d == 2 and distances.min() < .6:      # a pair by chance much nearer than the rest would put the others far out
-        centres = g.normal(size=(n_modes, d))
-        distances = np.linalg.norm(centres[:, None] - centres, axis=-1) + np.diag([np.inf] * n_modes)
+    # in the plane, a pair that is by chance much nearer than the others would put those very far out
+    while d == 2 and nearest_pair(centres) < .6: centres = g.normal(size=(n_modes, d))
     y = np.repeat(np.arange(n_modes), n_each)
-    return ((centres * apart / distances.min())[y] + g.normal(size=(len(y), d))).astype('float32'), y
+    x = (centres * apart / nearest_pair(centres))[y] + g.normal(size=(len(y), d))
+    return x.astype('float32'), y
+
+
+def nearest_pair(centres):
+    "The smallest distance between two centres."
+    distances = np.linalg.norm(centres[:, None] - centres, axis=-1) + np.diag([np.inf] * len(centres))
+    return distances.min()
 
 
 def fitted(x, y=None, **options):
@@ -53,23 +63,29 @@ def fitted(x, y=None, **options):
 
 def row(model, seconds):
     r = model.results_
-    return dict(n_clusters=model.n_clusters_, n_modes=model.tree_.n_modes, **{k: round(r[k], 4) for k in SCORES}, stability_eps=round(r['Stability@Aug(eps)'], 4),
-                stability_assign=round(r['Stability@Assign'], 4), fallback=model.fallback_, seconds=seconds)
+    return dict(n_clusters=model.n_clusters_, n_modes=model.tree_.n_modes, **{k: round(r[k], 4) for k in SCORES},
+                stability_eps=round(r['Stability@Aug(eps)'], 4), stability_assign=round(r['Stability@Assign'], 4),
+                fallback=model.fallback_, seconds=seconds)
 
 
 def mixtures(seeds=range(5)):
     "Modes found and ACC, in the plane and in 16 dimensions."
-    return {f'{d}-d, {k} modes': [dict(seed=s, **row(*fitted(*mixture(d, k, s), seed=s))) for s in seeds] for d, k in ((2, 5), (16, 8))}
+    def one(d, k, seed): return dict(seed=seed, **row(*fitted(*mixture(d, k, seed), seed=seed)))
+    return {f'{d}-d, {k} modes': [one(d, k, seed) for seed in seeds] for d, k in ((2, 5), (16, 8))}
 
 
 def variants(images, encoders, data, from_seed=FROM_SEED):
-    "Each set of values: the rows of its seeds. The original's end-point loss takes minutes a fit, so its sets get the first seed alone."
-    sets = [(name, dict(recipe='seed', cache_embeddings=True, **options), encoders[:1]) for name, options in from_seed.items()]
+    """For each set of values, the rows of its seeds. The original's end-point loss takes minutes per fit, so its sets
+    get only the first seed."""
+    original = dict(recipe='seed', cache_embeddings=True)
+    sets = [(name, dict(original, **options), encoders[:1]) for name, options in from_seed.items()]
     sets += [(name, dict(recipe=data, **options), encoders) for name, options in FROM_RECIPE.items()]
     found = {}
     for name, options, some in sets:
-        found[name] = [dict(seed=s, **row(*fitted(images, encoder=f'run:{e}', seed=s, **options))) for s, e in enumerate(some)]
-        print(data, name, {k: round(mean(r[k] for r in found[name]), 3) for k in ('n_clusters', 'nmi', 'seconds')}, flush=True)
+        fits = [fitted(images, encoder=f'run:{e}', seed=s, **options) for s, e in enumerate(some)]
+        found[name] = [dict(seed=s, **row(*fit)) for s, fit in enumerate(fits)]
+        means = {k: round(mean(r[k] for r in found[name]), 3) for k in ('n_clusters', 'nmi', 'seconds')}
+        print(data, name, means, flush=True)
     return found
 
 
@@ -84,13 +100,17 @@ def over_eps(images, encoders, data):
                 model.config_ = replace(model.config_, dbscan_eps=eps)
                 model._fit_clusters(model.embedding_)
             model.labels_ = model._label(model.embedding_, None)
-            found.setdefault(str(eps), []).append(dict(seed=s, n_clusters=model.n_clusters_, n_modes=model.tree_.n_modes, **model.scores(images)))
+            numbers = dict(n_clusters=model.n_clusters_, n_modes=model.tree_.n_modes)
+            found.setdefault(str(eps), []).append(dict(seed=s, **numbers, **model.scores(images)))
     return found
 
 
 def kmeans_row(path):
     "The row of comparison.csv for k-means with as many clusters as NMC found."
-    with open(path) as f: return {k: float(v) for k, v in list(csv.DictReader(f))[1].items() if k in SCORES}
+    with open(path) as f: rows = list(csv.DictReader(f))
+    return {k: float(v) for k, v in rows[1].items() if k in SCORES}
 
 
-if __name__ == '__main__': print(json.dumps(mixtures(range(int(sys.argv[1]) if len(sys.argv) > 1 else 5)), indent=1))
+if __name__ == '__main__':
+    n_seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    print(json.dumps(mixtures(range(n_seeds)), indent=1))

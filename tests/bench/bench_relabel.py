@@ -2,8 +2,10 @@
 
     python -m tests.bench.bench_relabel
 
-10,000 samples in 20 groups, their tree by ToMATo, 50 thresholds from 0 to the largest persistence. `relabel_ms` is the time of `lab.relabel`, the labels of all samples; `update_ms` that of `lab.tau = x`: labels, scores, texts, and the messages to both figures, but not the browser's
-drawing; `message_kb` is what the two figures are sent. Median and largest of the 50; the figures are not open in a page."""
+10,000 samples in 20 groups, their tree by ToMATo, 50 thresholds from 0 to the largest persistence. `relabel_ms` is
+the time of `lab.relabel`, the labels of all samples; `update_ms` that of `lab.tau = x`: labels, scores, texts and
+the messages to both figures, but not the browser's drawing; `message_kb` is the size of those messages. Median and
+largest of the 50; the figures are not open in a page."""
 import json
 import platform
 import statistics
@@ -22,7 +24,7 @@ def lab_of(n=10_000, groups=20, seed=0):
 
 
 def timed(call, values):
-    call(values[0])     # once beforehand, as the first call imports
+    call(values[0])     # once beforehand, because the first call imports
     out = []
     for v in values:
         start = time.perf_counter()
@@ -37,9 +39,11 @@ def measure(n=10_000, n_taus=50):
     taus = np.linspace(0, tree.persistence[tree.mortal].max(), n_taus)
     sizes = []
     relabel, update = timed(lab.relabel, taus), timed(lambda tau: setattr(lab, 'tau', tau), taus)
-    for figure in (lab.map, lab.diagram): figure.send = lambda content, buffers=None: sizes.append(len(json.dumps(content)))
+    def send(content, buffers=None): sizes.append(len(json.dumps(content)))
+    lab.map.send = lab.diagram.send = send
     lab.tau = taus[n_taus // 2]
-    return dict(samples=n, components=len(tree.births), thresholds=n_taus, relabel_ms=relabel, update_ms=update, message_kb=round(sum(sizes) / 1000, 1), python=platform.python_version(), numpy=np.__version__)
+    return dict(samples=n, components=len(tree.births), thresholds=n_taus, relabel_ms=relabel, update_ms=update,
+                message_kb=round(sum(sizes) / 1000, 1), python=platform.python_version(), numpy=np.__version__)
 
 
 if __name__ == '__main__': print(json.dumps(measure(), indent=1))

@@ -1,9 +1,11 @@
 """SeLa on a GPU: Sinkhorn's iteration for ten heads, and the CIFAR recipe with its nearest neighbours.
 
-    python -m tests.bench.sela_gpu --dataset folder --data FOLDER        a tree with train/ and test/; npz, and cifar10 in data/, are taken as well
+    python -m tests.bench.sela_gpu --dataset folder --data FOLDER
 
-It stops by itself before --minutes are over, with exit code 3; the same command goes on from there, as it does after a kill. At the end it writes docs/records/sela_cifar10_gpu.json. Without a CUDA device it says so and ends. It
-needs PyTorch and the core's packages alone, and no network."""
+FOLDER is a tree with train/ and test/; npz, and cifar10 in data/, are taken as well. It stops by itself before
+--minutes are over, with exit code 3; the same command continues from there, also after a kill. At the end it writes
+docs/records/sela_cifar10_gpu.json. Without a CUDA device it says so and ends. It needs only PyTorch and the core's
+packages, and no network."""
 import argparse
 import json
 import sys
@@ -22,20 +24,25 @@ from nmc_workbench.transport import sinkhorn
 
 ROOT = Path(__file__).resolve().parents[2]
 START = time.monotonic()
-OPTIONS = dict(dataset='cifar10', data='data', recipe='cifar10', arch='resnet18cifar', augs='sela_cifar(size=32)', epochs=200, seed=0, device='cuda', amp='bf16', minutes=9., limit=0,
+OPTIONS = dict(dataset='cifar10', data='data', recipe='cifar10', backbone='resnet18cifar',
+               augment='sela_cifar(size=32)', epochs=200, seed=0, device='cuda', amp='bf16', minutes=9., limit=0,
                run_dir='runs/bench/sela_cifar10_gpu', record=str(ROOT / 'docs/records/sela_cifar10_gpu.json'))
 
 
 def arguments():
-    p = argparse.ArgumentParser(prog='python -m tests.bench.sela_gpu', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in OPTIONS.items(): p.add_argument(f'--{name.replace("_", "-")}', type=type(value), default=value, help=f'{value} unless given')
+    p = argparse.ArgumentParser(prog='python -m tests.bench.sela_gpu', description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in OPTIONS.items():
+        option = f'--{name.replace("_", "-")}'
+        p.add_argument(option, type=type(value), default=value, help=f'{value} unless given')
     return p.parse_args()
 
 
 def ten_heads(device, n=50_000, k=128, heads=10):
     "Milliseconds for the labels of ten heads, logits on the device, the median of three."
     g = torch.Generator().manual_seed(0)
-    features = torch.randn(300, 64, generator=g)[torch.randint(300, (n,), generator=g)] + torch.randn(n, 64, generator=g)
+    centres = torch.randn(300, 64, generator=g)
+    features = centres[torch.randint(300, (n,), generator=g)] + torch.randn(n, 64, generator=g)
     logits = [(features @ torch.randn(64, k, generator=g) / 2).to(device) for _ in range(heads)]
     def once():
         start = time.perf_counter()
@@ -46,7 +53,7 @@ def ten_heads(device, n=50_000, k=128, heads=10):
 
 
 def neighbours(model, train, test):
-    "Accuracy of ten weighted neighbours, test images among the training images."
+    "Accuracy of the test images by ten weighted neighbours among the training images."
     a, b = model.transform(train), model.transform(test)
     return knn_accuracy(a, train.labels.numpy(), b, test.labels.numpy(), k=10, temperature=.1)
 
@@ -54,20 +61,24 @@ def neighbours(model, train, test):
 def main():
     o = arguments()
     if o.device == 'cuda' and not torch.cuda.is_available(): sys.exit('no CUDA device here: nothing was measured')
-    train, test = (load(o.dataset, split, o.data, **(dict(limit=o.limit) if o.limit else {})) for split in ('train', 'test'))
-    model = SeLa(recipe=o.recipe, arch=o.arch, augs=o.augs, epochs=o.epochs, nopts=o.epochs, seed=o.seed, device=o.device, amp=o.amp, run_dir=o.run_dir, resume=True)
+    options = dict(limit=o.limit) if o.limit else {}
+    train, test = (load(o.dataset, split, o.data, **options) for split in ('train', 'test'))
+    model = SeLa(recipe=o.recipe, backbone=o.backbone, augment=o.augment, epochs=o.epochs, n_label_updates=o.epochs,
+                 seed=o.seed, device=o.device, amp=o.amp, run_dir=o.run_dir, resume=True)
     trainer = model.prepare(train)
     path = Path(o.run_dir) / 'untrained.json'
     if not path.is_file(): write_json(path, dict(knn=neighbours(model, train, test)))
     trainer.train(seconds=60 * o.minutes - (time.monotonic() - START))
     print(*time_budget(trainer.history), sep='\n')
     if not trainer.done:
-        print(f'{len(trainer.history)} of {o.epochs} epochs; the same command goes on')
+        print(f'{len(trainer.history)} of {o.epochs} epochs are done; the same command continues')
         sys.exit(3)
     model.finish()
     device = torch.cuda.get_device_name() if o.device == 'cuda' else 'CPU'
-    record = dict(command='python -m tests.bench.sela_gpu', device=device, torch=torch.__version__, n=len(train), arch=o.arch, epochs=o.epochs, amp=o.amp, sinkhorn=ten_heads(o.device), knn=neighbours(model, train, test),
-                  knn_untrained=json.loads(path.read_text())['knn'], results=model.results_, budget=time_budget(trainer.history))
+    record = dict(command='python -m tests.bench.sela_gpu', device=device, torch=torch.__version__, n=len(train),
+                  backbone=o.backbone, epochs=o.epochs, amp=o.amp, sinkhorn=ten_heads(o.device),
+                  knn=neighbours(model, train, test), knn_untrained=json.loads(path.read_text())['knn'],
+                  results=model.results_, budget=time_budget(trainer.history))
     write_json(o.record, record)
     print(record)
 
