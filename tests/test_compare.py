@@ -159,6 +159,7 @@ def test_bad_input():
     with pytest.raises(InputError, match='is not a run folder'): Comparison.of_runs(['nowhere', 'neither'])
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_sixty_thousand_and_five_runs():
     import time

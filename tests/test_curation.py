@@ -267,6 +267,7 @@ def test_bad_samples():
         with pytest.raises(InputError, match=match): Curation(*given)
 
 
+@pytest.mark.timing
 def test_sixty_thousand(tmp_path):
     n, rng = 60_000, np.random.default_rng(0)
     ids, labels = np.array([f'train/{i}' for i in range(n)]), rng.integers(0, 10, n)

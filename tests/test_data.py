@@ -566,6 +566,7 @@ WHERE = dict(mnist='MNIST/raw/train-images-idx3-ubyte.gz', usps='usps.bz2', svhn
              tiny_imagenet='tiny-imagenet-200.zip', coil20='coil-20-proc.zip', coil100='coil-100.zip')
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize('name', WHERE)
 def test_offline_says_which_file_goes_where(name, offline, tmp_path):
     start = time.perf_counter()
@@ -606,6 +607,7 @@ def test_broken_connection_leaves_nothing(monkeypatch, tmp_path):
     assert tree(tmp_path / 'data') == []
 
 
+@pytest.mark.timing
 def test_silent_server_is_given_up(monkeypatch, tmp_path):
     monkeypatch.setattr(archives, 'TIMEOUT', .3)
     monkeypatch.setattr(datasets.CIFAR10, 'url', raw_server(TOO_LITTLE, wait=3))

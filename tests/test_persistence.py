@@ -244,6 +244,7 @@ def test_without_gudhi_the_error_says_what_to_install(monkeypatch):
     with pytest.raises(InputError, match='pip install gudhi'): merge_tree([], [1., 2.])
 
 
+@pytest.mark.timing
 def test_relabelling_is_quick():
     rng = np.random.default_rng(0)
     tree = merge_tree(rng.integers(0, 10_000, (15_000, 2)), rng.normal(size=10_000))

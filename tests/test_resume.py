@@ -236,6 +236,7 @@ def test_started_anew_after_a_kill(tmp_path, fit, whole_short):
     assert rows_in(tmp_path / 'run.previous') >= 3
 
 
+@pytest.mark.timing
 def test_a_finished_run_gives_its_results_at_once(tmp_path, fit, whole):
     folder = shutil.copytree(whole, tmp_path / 'run')
     before = (folder / 'checkpoint.pt').stat().st_mtime_ns, (folder / 'metrics.jsonl').read_bytes()

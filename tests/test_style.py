@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDTH, MOST_EXEMPT = 120, 60
 # Beginning of a path -> why its lines may be wider.
 EXEMPT = {
-    'README.md': 'tables of measurements, a row a line, made by tools/tables.py',
+    'README.md': 'tables of measurements, one line per row, made by tools/tables.py',
     'nbs/index.ipynb': 'the same tables, of which README.md is made',
-    'docs/pages/': 'tables, a row a line',
+    'docs/pages/': 'tables, one line per row',
     'nbs/train_': 'tables of measurements',
 }
 DATA = ('docs/records/', 'docs/images/', 'tests/golden/', 'tests/saved_runs/', 'nbs/images/', 'LICENSE')

@@ -324,6 +324,7 @@ def test_the_parts_of_a_plain_run_add_up(make):
         assert min(parts_of(row).values()) >= -1e-4
 
 
+@pytest.mark.timing
 def test_a_mark_costs_little():
     watch, start = Stopwatch(torch.device('cpu')), time.perf_counter()
     for _ in range(2000): watch.mark('forward')

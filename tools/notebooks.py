@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,8 +52,8 @@ def main():
     parser.add_argument('--fresh', action='store_true', help='run also what has not changed')
     asked = parser.parse_args()
     paths, start, failed, ran = [p.resolve() for p in asked.paths] or notebooks(), time.monotonic(), [], 0
-    with ThreadPoolExecutor(2) as pool:
-        for path, (seconds, error) in zip(paths, pool.map(lambda p: run_one(p, asked.fresh), paths)):
+    with ProcessPoolExecutor(2) as pool:
+        for path, (seconds, error) in zip(paths, pool.map(partial(run_one, fresh=asked.fresh), paths)):
             if seconds is None: continue
             ran += 1
             print(f'{seconds:6.1f} s  {path.relative_to(ROOT)}{"  FAILED" if error else ""}', flush=True)
