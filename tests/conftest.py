@@ -102,6 +102,14 @@ def lab_server(home):
 
 
 @pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory):
+    "A function from nmce, nmc or sela to the folder of a tiny finished run, made once; copy the folder to change it."
+    from tests.tiny import made_once
+    base = tmp_path_factory.getbasetemp()
+    return lambda name: made_once(name, (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'tiny')
+
+
+@pytest.fixture(scope='session')
 def lab(tmp_path_factory):
     with lab_server(tmp_path_factory.mktemp('lab')) as address: yield address
 

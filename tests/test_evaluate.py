@@ -298,12 +298,11 @@ def test_bad_input_is_one_line(call, message):
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('runs') / 'digits'
-    images = load('digits', limit=120)
-    quick = dict(epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1, batch_size=60, hidden_dim=32, z_dim=12)
-    model = NMCE(dataset='digits', limit=120, **quick, device='cpu', run_dir=str(folder)).fit(images)
-    return SimpleNamespace(folder=folder, model=model, images=images)
+def run(tiny_run):
+    folder = tiny_run('nmce')
+    model = open_run(folder, 'cpu')
+    model.embedding_, model.labels_ = (np.load(folder / f'{k}.npy') for k in ('embeddings', 'predictions'))
+    return SimpleNamespace(folder=folder, model=model, images=load('digits', limit=120))
 
 
 def test_extract_is_what_the_method_gives(run):

@@ -11,7 +11,7 @@ from nmc_workbench.core import files
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.data import load
 from nmc_workbench.runs.label_history import LabelHistory, LabelHistoryLog, StepLabels, read_label_history
-from nmc_workbench.methods import NMC, NMCE, SeLa
+from nmc_workbench.methods import NMCE, SeLa
 from nmc_workbench.runs.checkpoints import load_checkpoint
 from nmc_workbench.training.callbacks import Callback
 from tests.ranks import member, together
@@ -538,13 +538,11 @@ def test_names_are_text(lab):
     assert png(label_history_picture(lab.where, odd, title=HOSTILE))
 
 
-def test_what_the_lab_refuses(lab, tmp_path):
+def test_what_the_lab_refuses(lab, tiny_run):
     from nmc_workbench.explore.label_history_lab import LabelHistoryLab
     with pytest.raises(InputError, match='the label history has 3 samples, the run 200'):
         LabelHistoryLab(lab.run, history_of([[0, 1, 1]]))
-    points, hills = np.random.default_rng(0).normal(size=(100, 2)).astype('f4'), tmp_path / 'hills'
-    NMC(epochs=1, batch_size=50, potential_hidden=16, device='cpu', run_dir=str(hills)).fit(points)
-    with pytest.raises(InputError, match=NONE): LabelHistoryLab.of_run(hills)
+    with pytest.raises(InputError, match=NONE): LabelHistoryLab.of_run(tiny_run('nmc'))
 
 
 def test_the_lab_of_a_run_of_sela(sela, digits):

@@ -1,5 +1,6 @@
 "The persistence lab without a browser: what the widgets do, and what a page is sent."
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,10 @@ from nmc_workbench.core.errors import InputError
 
 for name in ('gudhi', 'matplotlib', 'plotly', 'anywidget'): pytest.importorskip(name)
 
-from nmc_workbench.data import load
 from nmc_workbench.data.images import Images
 from nmc_workbench.explore.persistence_figures import tau_line, tau_of_line
 from nmc_workbench.explore.persistence_lab import PersistenceLab
-from nmc_workbench.methods import NMC, NMCE
+from nmc_workbench.methods import NMC
 from nmc_workbench.metrics import accuracy, nmi
 from nmc_workbench.persistence import knn_edges, members, merge_tree, survivors, tomato, widest_gap
 from nmc_workbench.plotting.colours import NOISE_COLOUR, cluster_colours
@@ -42,15 +42,13 @@ def lab():
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
+def runs(tiny_run, tmp_path_factory):
     "A run of NMC on points, and one of NMCE on images."
     root = tmp_path_factory.mktemp('runs')
     x, y = groups(400)
     nmc = NMC(epochs=40, batch_size=50, potential_hidden=48, noise_low=.05, noise_high=.3, lr=1e-2, device='cpu',
               run_dir=str(root / 'hills'))
-    nmce = NMCE(dataset='digits', limit=200, epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1, batch_size=100,
-                device='cpu', run_dir=str(root / 'digits'))
-    nmce.fit(load('digits', limit=200))
+    shutil.copytree(tiny_run('nmce'), root / 'digits')
     return root, nmc.fit(x, y)
 
 
@@ -275,9 +273,9 @@ def test_a_run_of_another_method_opens_through_tomato(runs):
     lab = PersistenceLab.of_run(folder, k=7, density_k=12, method='pca')
     tree = tomato(np.load(folder / 'embeddings.npy'), 7, 12)
     assert np.array_equal(lab.labels, tree.labels(tau=widest_gap(tree))) and lab.model is None and not lab.notes
-    assert len(lab.images) == 200 and 'PCA' in lab.title and lab.scores()
+    assert len(lab.images) == 120 and 'PCA' in lab.title and lab.scores()
     assert lab.name_of(3) == f'sample {np.load(folder / "ids.npy")[3]}'
-    np.save(folder / 'map2d.npy', np.arange(400, dtype='f4').reshape(200, 2))
+    np.save(folder / 'map2d.npy', np.arange(240, dtype='f4').reshape(120, 2))
     assert 'map2d.npy' in PersistenceLab.of_run(folder).title
     (folder / 'map2d.npy').unlink()
     assert newest_run(runs[0]) in (str(folder), str(runs[0] / 'hills')) and newest_run(folder / 'figures') is None
@@ -301,10 +299,10 @@ def test_folders_that_cannot_be_opened(runs, tmp_path):
     embeddings = b / 'embeddings.npy'
     embeddings.write_bytes(embeddings.read_bytes()[:300])
     refuses(b, 'embeddings.npy is damaged')
-    np.save(embeddings, np.full((200, 3), np.nan))
-    refuses(b, 'embeddings.npy holds 600 values that are NaN')
+    np.save(embeddings, np.full((120, 3), np.nan))
+    refuses(b, 'embeddings.npy holds 360 values that are NaN')
     np.save(embeddings, np.zeros((30, 3), 'f4') + np.arange(30)[:, None])
-    refuses(b, r'has shape \(200,\), embeddings.npy 30 rows', method='pca')
+    refuses(b, r'has shape \(120,\), embeddings.npy 30 rows', method='pca')
     (b / 'config.json').write_text('{')
     refuses(b, 'config.json is damaged')
 

@@ -13,7 +13,6 @@ for name in ('gudhi', 'matplotlib', 'plotly', 'anywidget'): pytest.importorskip(
 
 from nmc_workbench.data import load
 from nmc_workbench.evaluation.features import extract
-from nmc_workbench.methods import NMCE
 from nmc_workbench.plotting.colours import cluster_colours
 from nmc_workbench.transport import sinkhorn
 from nmc_workbench.explore.transport_lab import LARGEST, POWERS, TransportLab, plan_summary, powers_picture, solved
@@ -29,12 +28,7 @@ def lab(): return TransportLab.of_blobs()
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('runs') / 'digits'
-    nmce = NMCE(dataset='digits', limit=120, epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1, batch_size=60,
-                device='cpu', run_dir=str(folder))
-    nmce.fit(load('digits', limit=120))
-    return folder
+def run(tiny_run): return tiny_run('nmce')
 
 
 def shown(lab):
@@ -157,15 +151,10 @@ def test_a_run(run):
     assert TransportLab.of_run(run, n=500, power=3.).logits.shape == (120, 10)
 
 
-def test_a_run_of_self_labelling(tmp_path):
-    methods = pytest.importorskip('nmc_workbench.methods')
-    if not hasattr(methods, 'SeLa'): pytest.skip('no SeLa')
-    images = load('digits', limit=100)
-    sela = methods.SeLa(dataset='digits', limit=100, backbone='smallconv', n_clusters=6, n_heads=2, power=12, epochs=2,
-                        n_label_updates=2, batch_size=50, device='cpu', run_dir=str(tmp_path / 'run'))
-    model = sela.fit(images)
-    lab = TransportLab.of_run(tmp_path / 'run', n=30)
-    assert lab.power == 12 and lab.logits.shape == (30, 6) and model.self_labels_.shape == (2, 100)
+def test_a_run_of_self_labelling(tiny_run):
+    lab = TransportLab.of_run(tiny_run('sela'), n=30)
+    assert lab.power == 12 and lab.logits.shape == (30, 6)
+    assert np.load(tiny_run('sela') / 'self_labels.npy').shape == (2, 120)
 
 
 @pytest.mark.slow

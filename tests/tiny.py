@@ -1,0 +1,48 @@
+"One tiny run per method, for tests that only need some finished run; the fixture `tiny_run` makes each once."
+import os
+import time
+
+import numpy as np
+
+DIGITS = dict(dataset='digits', limit=120, batch_size=60, device='cpu')
+
+
+def nmce(folder):
+    from nmc_workbench.data import load
+    from nmc_workbench.methods import NMCE
+    NMCE(**DIGITS, epochs=1, cluster_epochs=1, finetune_epochs=1, n_init=1, hidden_dim=32, z_dim=12,
+         run_dir=str(folder)).fit(load('digits', limit=120))
+
+
+def nmc(folder):
+    "On points of the plane."
+    from nmc_workbench.methods import NMC
+    points = np.random.default_rng(0).normal(size=(100, 2)).astype('f4')
+    NMC(epochs=1, batch_size=50, potential_hidden=16, device='cpu', run_dir=str(folder)).fit(points)
+
+
+def sela(folder):
+    "Two heads of six clusters."
+    from nmc_workbench.data import load
+    from nmc_workbench.methods import SeLa
+    SeLa(**DIGITS, backbone='smallconv', n_clusters=6, n_heads=2, power=12, epochs=2, n_label_updates=2,
+         run_dir=str(folder)).fit(load('digits', limit=120))
+
+
+MAKE = dict(nmce=nmce, nmc=nmc, sela=sela)
+
+
+def made_once(name, root, seconds=300):
+    "The folder of a run under `root`; of several processes one makes it, and the others wait."
+    folder, draft = root / name, root / f'{name}.draft'
+    root.mkdir(exist_ok=True)
+    try: os.mkdir(root / f'{name}.claim')
+    except FileExistsError:
+        end = time.monotonic() + seconds
+        while not folder.is_dir():
+            assert time.monotonic() < end, f'no other process made the tiny run of {name}'
+            time.sleep(.1)
+        return folder
+    MAKE[name](draft)
+    draft.rename(folder)
+    return folder
