@@ -223,20 +223,28 @@ def test_clusters():
 # ---- all of them
 
 
+def in_own_unit(train, *others):
+    "Features as `evaluate` takes them: about the mean of the training features, in units of their overall spread."
+    centre = train.mean(0)
+    return [(x - centre) / np.sqrt(((train - centre) ** 2).mean()) for x in (train, *others)]
+
+
 def test_evaluate():
     (x, y), (tx, ty) = blobs(300, 8, 4, .3), blobs(100, 8, 4, .3, seed=1)
     options = dict(n_components=3, probe_epochs=10, k=5, gamma=20., device='cpu')
     found = evaluate(x, y, tx, ty, **options)
+    given, (x, tx) = (x, tx), in_own_unit(x, tx)
     assert list(found) == list(PROTOCOLS) and json.dumps(found)
     assert found['knn']['acc'] == knn_accuracy(x, y, tx, ty, 5)
-    assert found['nearest_subspace']['acc'] == nearest_subspace_accuracy(x, y, tx, ty, 3, 'svd')
+    beside = [np.c_[z, np.full(len(z), np.sqrt(8))] for z in (x, tx)]       # affine subspaces of the features
+    assert found['nearest_subspace']['acc'] == nearest_subspace_accuracy(beside[0], y, beside[1], ty, 3, 'svd')
     assert found['nearest_subspace']['pca_acc'] == nearest_subspace_accuracy(x, y, tx, ty, 3)
     assert found['linear_probe']['acc'] == linear_probe(x, y, tx, ty, 10)['acc']
     assert found['svm']['acc'] == linear_svm(x, y, tx, ty)['acc']
     assert found['kmeans']['acc'] == kmeans_accuracy(x, y)
     for name, r in found.items():
         assert r['scored_on'] == ('training' if name in ('kmeans', 'ensc') else 'test') and r['seconds'] >= 0
-    again = evaluate(x, y, tx, ty, **options)
+    again = evaluate(given[0], y, given[1], ty, **options)
     for name in found: assert {**found[name], 'seconds': 0} == {**again[name], 'seconds': 0}
     rows = results_table(found)
     assert [r['protocol'] for r in rows] == [p[0] for p in PROTOCOLS.values()] and rows[1]['also'] == 'k=5'

@@ -131,7 +131,9 @@ def load(
     o, root = _options(name, s, options), Path(root).expanduser()
     images = join_splits(name, s, split, root, o)
     if o.limit is not None: images = images.limit(o.limit, o.seed)
-    if s.streams: return images
+    if s.streams:
+        R.warn_if_black(images)
+        return images
     return s.finish(images.resident(), o) if s.finish else images.resident()
 
 def join_splits(

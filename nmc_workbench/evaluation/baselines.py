@@ -25,4 +25,4 @@ def pixel_baseline(
     "Scores of k-means clusters of the pixels."
     images = images if len(images) <= at_most else images.limit(at_most, seed)
     pixels = images.take(torch.arange(len(images)))
-    return scores(images.need_labels('scoring'), kmeans_labels(pixels, n_clusters, seed))
+    return scores(*images.known(kmeans_labels(pixels, n_clusters, seed)))

@@ -136,7 +136,7 @@ class EvaluateConfig(Config):
     limit: int | None = param(None, low=2) # at most this many images of each split, stratified
     batch_size: int = param(512, low=1) # images at a time
     k: int = param(11, low=1) # neighbours of knn
-    normalise: bool = param(True) # knn on unit rows; False: inner product of the features as they are
+    normalise: bool = param(True) # knn on unit rows; False: inner product of the rows
     temperature: float | None = param(None, above=0) # of the weighted votes of knn; None: each neighbour has one vote
     n_components: int = param(30, low=1) # nearest_subspace: dimension of a class's subspace
     probe_epochs: int = param(100, low=1) # epochs of the linear probe
@@ -169,6 +169,7 @@ PROTOCOLS = dict(
     linear_probe=('linear probe', _probe),
     kmeans=('k-means', _kmeans),
     ensc=('elastic-net subspace clustering', _ensc))
+_SUBSPACES = ('nearest_subspace', 'ensc')       # their subspaces go through the origin
 _SUPERVISED = ('svm', 'knn', 'nearest_subspace', 'linear_probe')
 
 def protocol_names(
@@ -189,20 +190,43 @@ def evaluate(
     whole=None, # features (N, d) and classes (N,) to find clusters in; `None`: the training samples
     **options, # fields of `EvaluateConfig`: k, n_components, gamma, seed, ...
 ) -> dict: # protocol -> its numbers, what they were scored on, seconds
-    "The numbers of every protocol that is asked for."
+    "The numbers of every protocol that is asked for, whatever the origin and the unit of the features."
     o = EvaluateConfig(**options).checked()
     train_x, train_y, test_x, test_y = _pairs(train_x, train_y, test_x, test_y)
     names, found = protocol_names(','.join(protocols)), {}
-    train, test = (train_x, train_y), (test_x, test_y)
-    clustered = train if whole is None else as_features(*whole, 'whole', train_x.shape[1])
+    standard, affine = _origin_and_unit(train_x)
+    train, test = (standard(train_x), train_y), (standard(test_x), test_y)
+    clustered = train
+    if whole is not None:
+        whole_x, whole_y = as_features(*whole, 'whole', train_x.shape[1])
+        clustered = standard(whole_x), whole_y
     o.n_clusters = o.n_clusters or len(np.unique(clustered[1]))
     _check(names, train, clustered, o)
     with progress(len(names), 'evaluate') as bar:
         for name in names:
-            if name in _SUPERVISED: found[name] = _timed(name, train, test, o, 'test')
-            else: found[name] = _timed(name, clustered, test, o, 'training' if whole is None else 'all')
+            one, two = (train, test) if name in _SUPERVISED else (clustered, test)
+            if name in _SUBSPACES: one, two = ((affine(x), y) for x, y in (one, two))
+            clusters_of = 'training' if whole is None else 'all'
+            found[name] = _timed(name, one, two, o, 'test' if name in _SUPERVISED else clusters_of)
             bar.update()
     return found
+
+def _origin_and_unit(x):
+    "Two functions: to an origin and a unit that do not depend on the given ones; and to where planes pass the origin."
+    lengths = x.double().norm(dim=1)
+    unit = lengths.mean()
+    if unit > 0 and (lengths - unit).abs().max() <= 1e-3 * unit:        # on a sphere around the origin
+        centre, spread, affine = torch.zeros_like(x[0]).double(), unit, lambda z: z
+        if abs(unit - 1) <= 1e-3: return affine, affine                 # as they are
+    else:
+        centre, affine = x.double().mean(0), _with_constant
+        spread = (x.double() - centre).square().mean().sqrt()
+        spread = spread if spread > 0 else torch.ones_like(spread)
+    return lambda z: ((z.double() - centre.to(z.device)) / spread.to(z.device)).to(z.dtype), affine
+
+def _with_constant(x):
+    "Features (n, d) with a constant beside them, as long as a row of the unit's size: (n, d + 1)."
+    return torch.cat([x, x.new_full((len(x), 1), x.shape[1] ** .5)], 1)
 
 def _timed(name, train, test, o, scored_on):
     "The numbers of one protocol, what they were scored on, and the seconds it took."

@@ -26,7 +26,7 @@ from sklearn.exceptions import ConvergenceWarning
 from ..cluster import centre_distances, confidence, kmeans_labels
 from ..core.checks import as_finite, as_integers
 from ..core.errors import InputError, one_of
-from ..core.files import clear_errors, write_file
+from ..core.files import clear_errors, temporary_path, write_file
 from ..core.labels import cluster_name, clusters_in
 from ..core.progress import progress
 from .curation_script import FORMAT, WAYS, digest, packed, read_script, safe_name, seal
@@ -93,13 +93,10 @@ class _Exports:
         "Write one folder per cluster with copies of its image files, or PNGs; the folder appears when all are written."
         folder = Path(folder).expanduser().resolve()
         self._check_export(folder, images, link)
-        work = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
-        try:
-            with clear_errors(folder), progress(len(images), 'export') as bar:
-                self._write_images(work, images, link, bar)
-                if folder.exists(): folder.rmdir()
-                os.replace(work, folder)
-        finally: shutil.rmtree(work, ignore_errors=True)
+        with clear_errors(folder), temporary_path(folder) as work:
+            with progress(len(images), 'export') as bar: self._write_images(work, images, link, bar)
+            if folder.exists(): folder.rmdir()
+            os.replace(work, folder)
 
     def _check_export(self, folder, images, link):
         "Raise an `InputError` if these images cannot be exported into this folder."

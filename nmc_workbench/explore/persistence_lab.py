@@ -61,7 +61,7 @@ class _LabScreen:
         def lines(i):
             yield f'sample {i}' if self.ids is None else plotly_text(self.ids[i])
             yield f'component {self.component[i]} before merging'
-            if self.class_labels is not None: yield f'class {self.class_labels[i]}'
+            if self.class_labels is not None and self.class_labels[i] >= 0: yield f'class {self.class_labels[i]}'
         return ['<br>'.join(lines(i)) for i in self._shown]
 
     def _map_title(self):

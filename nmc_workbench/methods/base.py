@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 
+from ..core.config import convert
 from ..core.devices import pick_device
 from ..core.errors import InputError
 from ..core.files import write_torch
@@ -31,6 +32,7 @@ from .config import RunConfig, with_recipe, result_parameters
 from ..metrics import scores
 from ..nets.heads import check_input
 from ..runs.checkpoints import load_checkpoint, load_state
+from ..runs.finished import config_of
 from ..runs.folder import run_on_main
 from ..training.batches import Batches
 from ..training.precision import Precision
@@ -69,7 +71,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         cls.__init__ = _refuse_aliases(cls.__init__, getattr(cls, 'aliases', {}))
 
     def fit(self, X, y=None):
-        "Run every stage on `X`; `y` is ignored, except for the scores in `results_`."
+        "Run every stage on `X`; `y` is for the scores in `results_`, and gives K where `n_clusters` is not given."
         self.prepare(X, y).train()
         return self.finish()
 
@@ -149,8 +151,8 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         self.run_.finish({**self.results_, **more}, **arrays)
 
     def _results(self, images) -> dict: # name of the score -> value
-        "Scores of the labels; none where the images have no labels."
-        return {} if images.labels is None else scores(images.labels.cpu().numpy(), self.labels_)
+        "Scores of the labels over the labelled images; none where the images have no labels."
+        return {} if images.labels is None else scores(*images.known(self.labels_))
 
     def predict(self, X) -> np.ndarray: # (n,) int
         "Cluster of each image, after the plain transform."
@@ -204,15 +206,20 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         today = cls.config_class.translated
         self = cls(**today(saved['params']))
         self.config_ = cls.config_class(**today(saved['config']))
+        _remember_data(self.config_, path.parent / 'config.json')
         self._set_extra_state(saved.get('more', {}))
         self.network_ = _place(self._build(self.config_, tuple(saved['shape'])), pick_device(device))
         load_state(self.network_, saved['weights'], str(path))
         self._set_n_clusters()
         return self
 
+    def _more_configuration(self) -> dict:
+        "What `config.json` holds beside the parameters."
+        return {}
+
     def _open_run(self, config, images, device):
         "The run's folder with its configuration written, or `None` where no folder is asked for."
-        values = {**config.to_dict(), 'method': type(self).__name__}
+        values = {**config.to_dict(), **self._more_configuration(), 'method': type(self).__name__}
         return run_on_main(config.run_dir, values, images, device, config.resume,
                            runtime=config.runtime_names(), translate=config.translated)
 
@@ -231,6 +238,13 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         self.network_.eval()
         parts = [self._outputs(x) for _, x in batches.plain()]
         return tuple(torch.cat(p).float().cpu().numpy() for p in zip(*parts))
+
+def _remember_data(config, path):
+    "Note in a loaded model's config where the run's data lie and what their fingerprint is; the model has neither."
+    if not path.is_file(): return                       # a model that was saved outside a run
+    written = config_of(path.parent)
+    config.data_dir = convert('data_dir', written.get('data_dir', config.data_dir), str)
+    config.fitted_data = written.get('data')
 
 def _device(config):
     "The device that the parameters name, checked to do their mixed precision; the current one of its process on CUDA."

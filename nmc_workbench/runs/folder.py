@@ -12,15 +12,18 @@ that may differ when a run is resumed."""
 __all__ = ['WHERE', 'provenance', 'Run', 'run_on_main']
 
 # %% ../../nbs/runs/02_folder.ipynb #e7ca4f6c
-import os, platform, re, shutil, subprocess, sys, time
+import os, platform, re, shutil, socket, subprocess, sys, time, weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 
 import torch
 
 from ..core.errors import InputError
-from ..core.files import clear_errors, read_json, write_array, write_json
+from ..core.files import clear_errors, clear_leftovers, read_json, write_array, write_json
+from ..core.progress import in_notebook
 from ..core.ranks import from_main
 from ..data.images import Images
 from .metrics_log import MetricsLog
@@ -62,9 +65,80 @@ def provenance(
         platform=platform.platform(), seed=seed, data=data, command=' '.join(sys.argv),
         started=time.strftime('%Y-%m-%dT%H:%M:%S%z'), seconds=0.)
 
+# %% ../../nbs/runs/02_folder.ipynb #fe0fa332
+try: import fcntl
+except ImportError: fcntl = None        # Windows: folders are not locked
+
+_LOCK = '.lock'
+_HELD = {}      # device and inode of a lock file -> the `_Lock` that holds it in this process
+
+class _Lock:
+    "A lock on a run folder, which other processes are refused."
+
+    def __init__(self, folder):
+        self.path, self.fd = folder / _LOCK, None
+        while self.fd is None: self._acquire()
+        _HELD[_identity(self.fd)] = self
+        self.text = f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%Y-%m-%d %H:%M:%S")}'
+        with suppress(OSError):     # it serves the message alone
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, self.text.encode(), 0)
+
+    def _acquire(self):
+        before = _HELD.pop(_identity(self.path), None)
+        if before:
+            self.fd, before.fd = before.fd, None
+            return
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0))
+        if not _is_free(fd):
+            os.close(fd)
+            raise InputError(f'run folder {self.path.parent} is in use by {self.holder() or "another process"}; '
+                             'wait for it to end, stop it, or choose another run_dir')
+        if _identity(fd) == _identity(self.path): self.fd = fd
+        else: os.close(fd)          # removed meanwhile by the process that held it
+
+    def holder(self):
+        "What the lock file says about who holds it, as one line; empty if there is no such file."
+        try:
+            fd = os.open(self.path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0))
+            with open(fd, 'rb') as f: text = f.read(200)
+        except OSError: return ''
+        return ''.join(c for c in text.decode(errors='replace') if c.isprintable())
+
+    def release(self):
+        "Remove the file and let other processes in; nothing happens if the lock was taken over or released."
+        if self.fd is None: return
+        fd, self.fd = self.fd, None
+        _HELD.pop(_identity(fd), None)
+        with suppress(OSError):
+            if _identity(self.path) == _identity(fd): self.path.unlink()
+        os.close(fd)
+
+def _identity(file):
+    "Device and inode of a path or an open file; `None` if there is none."
+    try: found = os.fstat(file) if isinstance(file, int) else os.lstat(file)
+    except OSError: return None
+    return found.st_dev, found.st_ino
+
+def _is_free(fd):
+    "Lock an open file; False if another process holds it. File systems without locks let everybody in."
+    try: fcntl and fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError: return False
+    except OSError: pass
+    return True
+
+def _forget_locks():
+    "In a forked process: the locks are its parent's, and must not outlive it here."
+    for lock in _HELD.values():
+        with suppress(OSError): os.close(lock.fd)
+        lock.fd = None
+    _HELD.clear()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forget_locks)
+
 # %% ../../nbs/runs/02_folder.ipynb #d07d28bf
-# Temporary files that a killed process leaves behind.
-_LEFT = re.compile(r'\..+\.(json|jsonl|npy|pt)\.\d+\.tmp')
+# What a process leaves behind that was killed before it wrote the configuration.
+_LEFT = re.compile(r'\..+\.(json|jsonl|npy|pt)\.\d+\.tmp|\.lock')
 
 # Parameters that say where and how to run, not what to compute: a run may be resumed with others.
 WHERE = ('device', 'compile', 'resume', 'run_dir', 'data_dir', 'checkpoint_every')
@@ -84,18 +158,51 @@ class Run:
         # a path that ends in .. cannot be renamed, its absolute form can
         if self.folder.name in ('', '..'): self.folder = Path(os.path.abspath(folder))
         with clear_errors(self.folder): self._open(resume)
-        self.metrics, self._since, self._provenance = MetricsLog(self.folder), time.time(), {}
+        self.metrics, self._since, self._provenance = MetricsLog(self.folder), time.monotonic(), {}
+
+    def __getstate__(self): return {**vars(self), '_lock': None}        # a copy does not hold the folder
 
     def _open(self, resume):
-        old, here = self._read_config(), list(self.folder.iterdir()) if self.folder.is_dir() else []
-        left = [p for p in here if _LEFT.fullmatch(p.name)]
-        if old is not None:
-            self._check_configuration(old)
+        self._refuse_foreign()
+        if self._is_run(): self._check_configuration(self._read_config())       # before anything is written
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold()
+        try: self._begin(resume)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _begin(self, resume):
+        "With the lock held: set an earlier run aside, or clean up behind it, and write the configuration."
+        if self._is_run():
+            self._check_configuration(self._read_config())
             if not resume: self._set_aside()
-        elif len(here) > len(left) or (self.folder.exists() and not self.folder.is_dir()):
-            raise InputError(f'{self.folder} is not empty and not a run folder; choose another run_dir')
-        for path in left: path.unlink(missing_ok=True)
+        for folder in _folders_of(self.folder): clear_leftovers(folder)
         write_json(self.path('config.json'), self.config)
+
+    def _hold(self):
+        self._lock = _Lock(self.folder)
+        weakref.finalize(self, self._lock.release)
+
+    def _is_run(self): return self.path('config.json').is_file()
+
+    def _refuse_foreign(self):
+        "Refuse a link, a file, and a folder with something else than a run in it."
+        if self.folder.is_symlink():
+            raise InputError(f'run_dir {self.folder} is a symbolic link to {os.path.realpath(self.folder)}; '
+                             'expected a folder: give the one it leads to')
+        if self._is_run() or not self.folder.exists(): return
+        if not self.folder.is_dir() or any(not _LEFT.fullmatch(p.name) for p in self.folder.iterdir()):
+            raise InputError(f'{self.folder} is not empty and not a run folder; choose another run_dir')
+
+    def check_folder(self):
+        "Refuse to go on when the folder was deleted, renamed, or replaced by another run while this one uses it."
+        if self._lock is None or self._lock.fd is None: return
+        other = self._lock.holder()
+        if self._is_run() and other in ('', self._lock.text): return
+        by = f'; another run is there, of {other}' if self._is_run() else ''
+        raise InputError(f'run folder {self.folder} was deleted or renamed while this run was using it{by}; '
+                         'put it back and run again with resume, or choose another run_dir')
 
     def __repr__(self): return f'Run({str(self.folder)!r})'
 
@@ -116,8 +223,9 @@ class Run:
 
     def clock(self) -> float:
         "Add the seconds since the last call to the run's wall time, and return the sum."
-        now = time.time()
-        self._provenance['seconds'] = self._provenance.get('seconds', 0.) + now - self._since
+        self.check_folder()
+        now = time.monotonic()      # unlike the time of day it never goes backwards
+        self._provenance['seconds'] = self._provenance.get('seconds', 0.) + max(0., now - self._since)
         self._since = now
         write_json(self.path('provenance.json'), self._provenance)
         return self._provenance['seconds']
@@ -126,14 +234,15 @@ class Run:
         results: dict, # scores and other numbers
         **arrays, # name=array, each written to <name>.npy
     ):
-        "Write one .npy per array, then results.json, and close the log."
+        "Write one .npy per array, then results.json, close the log, and let other processes use the folder."
+        self.check_folder()
         for name, array in arrays.items(): write_array(self.path(f'{name}.npy'), array)
         write_json(self.path('results.json'), {**results, 'seconds': self.clock()})
         self.metrics.close()
+        if self._lock: self._lock.release()
 
     def _read_config(self):
-        path = self.path('config.json')
-        return self._translate(read_json(path)) if path.is_file() else None
+        return self._translate(read_json(self.path('config.json')))
 
     def _check_configuration(self, old):
         "Refuse a folder of another configuration, naming up to four differences."
@@ -144,10 +253,66 @@ class Run:
                          'choose another run_dir or delete it')
 
     def _set_aside(self):
-        "Move the folder to <folder>.previous; what was there before is deleted."
+        "Move the folder to <folder>.previous, or to a free name where a person has worked on it."
         aside = self.folder.with_name(self.folder.name + '.previous')
-        if aside.exists(): shutil.rmtree(aside)
+        if os.path.lexists(aside): self._make_room(aside)
+        work = _work_in(self.folder)
+        if work: aside = self._free_name()
         os.replace(self.folder, aside)
+        if work: _say_kept(work, aside)
+        before, before.path = self._lock, aside / _LOCK
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold()
+        before.release()
+
+    def _make_room(self, aside):
+        "Delete what was set aside before; what a person made moves to a free name."
+        work = [] if aside.is_dir() and not aside.is_symlink() else [aside.name]
+        work = work or _work_in(aside)
+        if not work: return shutil.rmtree(aside)
+        kept = self._free_name()
+        os.replace(aside, kept)
+        _say_kept(work, kept)
+
+    def _free_name(self):
+        "The first of <folder>.kept, <folder>.kept-2, ... that nothing has."
+        names = (f'{self.folder.name}.kept' + (f'-{i}' if i > 1 else '') for i in count(1))
+        return next(p for p in map(self.folder.with_name, names) if not os.path.lexists(p))
+
+def _folders_of(folder):
+    "A run's folder and those in it, except links and other runs."
+    yield folder
+    for entry in sorted(folder.iterdir()):
+        inner = entry.is_dir() and not entry.is_symlink() and not (entry / 'config.json').exists()
+        if inner: yield from _folders_of(entry)
+
+# Files of training that look like a person's.
+_MADE_BY_RUNS = {'comparison.csv', 'events', 'figures'}
+
+def _work_in(folder):
+    "The names of what a person made in a run's folder: curations, tables of labels, folders of images."
+    return sorted(str(p.relative_to(folder)) for place in _runs_in(folder) for p in place.iterdir() if _is_work(p))
+
+def _runs_in(folder):
+    "A run's folder, and those of the runs in it."
+    yield folder
+    for config in folder.glob('*/config.json'): yield from _runs_in(config.parent)
+
+def _is_work(path):
+    if path.name.startswith('.') or path.name in _MADE_BY_RUNS: return False
+    if path.is_dir(): return not (path / 'config.json').is_file()
+    return path.suffix == '.csv' or 'curation' in path.name.lower() or _is_script(path)
+
+def _is_script(path):
+    "Whether a JSON file holds edits, as a curation that was saved under another name does."
+    if path.suffix != '.json' or path.name in ('config.json', 'provenance.json', 'results.json'): return False
+    try: return 'edits' in read_json(path)
+    except (InputError, OSError, RecursionError): return False
+
+def _say_kept(work, kept):
+    names = ', '.join(work[:4]) + (' ...' if len(work) > 4 else '')
+    print(f'the earlier run holds what a person made ({names}) and is kept as {kept}',
+          file=sys.stdout if in_notebook() else sys.stderr)
 
 # %% ../../nbs/runs/02_folder.ipynb #1580ca06
 def run_on_main(

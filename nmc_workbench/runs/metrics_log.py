@@ -9,7 +9,8 @@
 __all__ = ['read_metrics', 'MetricsLog']
 
 # %% ../../nbs/runs/01_metrics_log.ipynb #04adcaa1
-import json
+import json, time
+from contextlib import suppress
 from pathlib import Path
 
 from ..core.errors import InputError
@@ -36,17 +37,32 @@ class MetricsLog:
     def __init__(self,
         folder: Path, # of the run
     ):
-        self.path, self.events = folder / _FILE, None
+        self.path, self.events, self._kept = folder / _FILE, None, None     # _kept: rows to write into new events
+
+    def __getstate__(self): return {**vars(self), 'events': None}           # an open file cannot be pickled
 
     def append(self,
         row: dict, # needs `stage` and `epoch`; other numbers also become events
     ):
         "Write one row."
         append_bytes(self.path, (json.dumps(row) + '\n').encode())
-        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ('epoch', 'step')}
         with clear_errors(self._events_path):
-            for k, v in numbers.items():
-                if self._writer(): self._writer().add_scalar(f'{row["stage"]}/{k}', v, row['epoch'])
+            if not self._writer(): return
+            self._rewrite_events()
+            self._add_events(row, time.time())
+            self.events.flush()     # a kill loses no epoch, and no thread writes later into a folder that is gone
+
+    def _add_events(self, row, at):
+        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ('epoch', 'step')}
+        for k, v in numbers.items(): self.events.add_scalar(f'{row["stage"]}/{k}', v, row['epoch'], walltime=at)
+
+    def _rewrite_events(self):
+        "After a rewind: the events of the rows that were kept, at times that their seconds tell."
+        rows, self._kept = self._kept or [], None
+        now, left = time.time(), sum(row.get('seconds', 0.) for row in rows)
+        for row in rows:
+            left -= row.get('seconds', 0.)
+            self._add_events(row, now - left)
 
     def rewind(self,
         n_rows: int, # how many to keep
@@ -56,7 +72,9 @@ class MetricsLog:
         if len(rows) < n_rows:
             raise InputError(f'{self.path} has {len(rows)} rows, the checkpoint was made after {n_rows}; '
                              'put the log back or delete the folder to start again')
-        with write_file(self.path, 'w') as f: f.writelines(json.dumps(r) + '\n' for r in rows[:n_rows])
+        self.close()
+        self._kept = rows[:n_rows]
+        with write_file(self.path, 'w') as f: f.writelines(json.dumps(r) + '\n' for r in self._kept)
 
     def close(self):
         "Close the file of events; the next row opens another."
@@ -72,5 +90,12 @@ class MetricsLog:
         if self.events is None:
             try: from torch.utils.tensorboard import SummaryWriter
             except ImportError: self.events = False            # a machine that only trains may lack it
-            else: self.events = SummaryWriter(self._events_path)
+            else: self.events = SummaryWriter(self._events_path, purge_step=self._purge())
         return self.events
+
+    def _purge(self):
+        "After a rewind: delete the old files of events, and tell a TensorBoard that is open to forget them."
+        if self._kept is None: return None
+        for path in self._events_path.glob('events.out.tfevents.*'):
+            with suppress(FileNotFoundError): path.unlink()
+        return 0

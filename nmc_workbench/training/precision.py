@@ -29,9 +29,12 @@ class Precision:
     ):
         if amp == 'fp16' and device.type != 'cuda':
             raise InputError(f'amp=fp16 needs a CUDA device, this run is on {device}; use amp=bf16 or amp=off')
-        dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(amp)
-        self.cast = (lambda: torch.autocast(device.type, dtype)) if dtype else nullcontext
+        self.device, self.dtype = device.type, dict(bf16=torch.bfloat16, fp16=torch.float16).get(amp)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == 'fp16')
+
+    def cast(self):
+        "The context of a forward pass: autocast to the mode's type, or nothing where the mode is off."
+        return torch.autocast(self.device, self.dtype) if self.dtype else nullcontext()
 
     def backward(self, loss: torch.Tensor, optimisers: list):
         "Compute the gradients of `loss`; those of earlier steps are dropped."

@@ -42,6 +42,8 @@ class Stopwatch:
         parts = {f'seconds_{k}': round(v, 4) for k, v in parts.items()}
         return dict(seconds=whole, **parts, seconds_other=round(whole - sum(parts.values()), 4))
 
+    def __getstate__(self): return {**vars(self), 'marks': []}      # events of a CUDA stream cannot be pickled
+
     def _event(self):
         event = torch.cuda.Event(enable_timing=True)
         event.record()

@@ -136,6 +136,7 @@ class Trainer:
         self.tell('on_steps', stage, logs, 0)
         means = mean_over_ranks(torch.stack([torch.stack([log[k].float() for log in logs]).mean() for k in logs[0]]))
         means = dict(zip(logs[0], means.tolist()))
+        from_main(lambda: self.run and self.run.check_folder())     # before anything of this epoch is written
         _share_buffers(stage)
         more = {k: v for columns in self.tell('on_epoch_logs', stage) for k, v in columns.items()}
         means |= stage.after_epoch(epoch)

@@ -25,6 +25,7 @@ from ...core.errors import InputError
 from ...core.files import write_torch
 from ...core.seeds import generator
 from ..base import features_of, open_run, own_kind, registered
+from ..config import result_parameters
 from ...nets.backbones import backbone
 from ...nets.heads import KINDS
 from ...runs.checkpoints import load_checkpoint, load_state
@@ -85,7 +86,7 @@ def _source(folder):
     model = open_run(folder, 'cpu')
     name, network = type(model).__name__, model.network_
     shape = list(network.input_shape)
-    return model, dict(method=name, config=model.config_.to_dict(), shape=shape, more=model._extra_state())
+    return model, dict(method=name, config=result_parameters(model.config_), shape=shape, more=model._extra_state())
 
 def _rebuilt(source):
     "The estimator of a source, without its weights, which the caller loads."

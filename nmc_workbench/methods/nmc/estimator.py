@@ -1,7 +1,9 @@
 r"""Neural mode clustering: clusters are the hills of a learned potential, and how many there are is found.
 
 `NMC` fits a scalar potential $\phi(z)$ over an embedding by denoising score matching, climbs it from every sample, and
-takes the tops for clusters: all but those that do not rise by $\tau$ above the pass to a higher one. After a fit,
+takes the tops for clusters: all but those that do not rise by $\tau$ above the pass to a higher one. Arrays of points
+or features are first centred and divided by their overall standard deviation, so that neither their origin nor their
+unit matters: embedding, modes and passes are in that unit (the recipe `seed` takes arrays as they are). After a fit,
 `tau_`, `tau_percentile_` and `n_clusters_` can be set and relabel at once; `diagram_` tells where every cluster is born
 and where it dies. The network, the stage, and what is done after training have pages of their own."""
 
@@ -16,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ...core.errors import InputError
 from ...core.files import write_array, write_file, write_torch
@@ -29,12 +30,13 @@ from ..config import result_parameters
 from .config import NMCConfig, recipe
 from .encoders import FeatureBatches, cache_features, make_encoder
 from .mode_clustering import ModeClustering, stability
-from .network import NMCNet, principal_projection, projection_layer
+from .network import NMCNet, centre_and_spread, principal_projection, projection_layer
 from .stages import FitPotential
 from .tables import comparison, latex_table
 from ...metrics import scores
 from ...modes.endpoints import assign
 from ...modes.potential import Potential
+from ...runs.finished import config_of
 
 # %% ../../../nbs/methods/nmc/06_estimator.ipynb #dba82a05
 _MOST = 50_000       # samples whose features give the principal directions
@@ -90,6 +92,7 @@ class NMC(ModeClustering, Method, NMCConfig):
                                     config.dropout)
         network = NMCNet(encoder, *initialised(build, seed_of(config.seed, 'weights')), config.normalise)
         network.input_shape = shape
+        network.standard_by(vars(self).get('standard_'))
         return network
 
     def _n_features(self, encoder, shape):
@@ -106,11 +109,21 @@ class NMC(ModeClustering, Method, NMCConfig):
         "Batches of features, cached where the parameters say so; a pca projection is fitted to them."
         if config.num_workers: decode_threads(config.num_workers)
         batches = FeatureBatches(images, self.network_.encoder, config.batch_size, config.seed, device)
+        self._measure_origin_and_unit(images, config)
         if self._given is not None:
             batches.cached = torch.stack([images.pixels, as_images(self._given).pixels]).to(device)
         elif config.cache_embeddings: cache_features(batches, self._cache_folder(config))
         if config.projection == 'pca': self._project_on_principal_directions(batches, config, device)
         return batches
+
+    def _measure_origin_and_unit(self, images, config):
+        "Centre and scale arrays, except with the original's recipe and in a run of a version that did not."
+        wanted = config.encoder == 'features' and config.recipe != 'seed' and not _made_before(config)
+        self.standard_ = centre_and_spread(images.pixels) if wanted else None
+        self.network_.standard_by(self.standard_)
+        self.network_.to(next(self.network_.potential.parameters()).device)
+
+    def _more_configuration(self): return {'standardised': True} if self.standard_ else {}
 
     def _cache_folder(self, config):
         "A folder beside the run, which the runs next to it share; `None` without a run."
@@ -128,8 +141,7 @@ class NMC(ModeClustering, Method, NMCConfig):
     def _features_of_some(self, batches, config):
         "Features of all samples, or of a stratified subset where there are many."
         if len(batches.images) > _MOST: batches = self.plain_batches(batches.images.limit(_MOST, config.seed))
-        features = torch.cat([x for _, x in batches.plain()])
-        return F.normalize(features, dim=1) if config.normalise else features
+        return self.network_.prepared(torch.cat([x for _, x in batches.plain()]))
 
     def _check_inputs(self, batches):
         "Refuse images that the network or the augmentation cannot take, before a folder is made."
@@ -152,7 +164,7 @@ class NMC(ModeClustering, Method, NMCConfig):
 
     def scores(self, images) -> dict: # acc, nmi, ari
         "ACC, NMI and ARI of the labels at the present threshold."
-        found = scores(images.need_labels('scoring').cpu().numpy(), self.labels_)
+        found = scores(*images.known(self.labels_))
         return {k: found[k] for k in ('acc', 'nmi', 'ari')}
 
     def _results(self, images):
@@ -185,10 +197,16 @@ class NMC(ModeClustering, Method, NMCConfig):
         "Write the files that the original code writes."
         net = self.network_
         parts = dict(projection=net.projection.state_dict(), potential=net.potential.state_dict())
+        if self.standard_: parts |= dict(centre=net.centre.cpu(), spread=net.spread.cpu())
         write_torch(run.path('nmc_model.pt'), dict(**parts, config=result_parameters(self.config_)))
         write_array(run.path('endpoints.npy'), self.endpoints_)
         write_array(run.path('endpoints_aug.npy'), self.endpoints_aug_)
         if images.labels is not None: _write_tables(run, comparison(self, images.labels.cpu().numpy()))
+
+def _made_before(config):
+    "Whether a run that goes on was made by a version that took arrays as they are."
+    path = Path(config.run_dir or '').expanduser() / 'config.json'
+    return bool(config.resume and config.run_dir and path.is_file()) and 'standardised' not in config_of(path.parent)
 
 def _write_tables(run, rows):
     "Write a comparison as CSV and as a LaTeX table."

@@ -156,9 +156,11 @@ class ModeClustering:
         return Diagram(tree.births, tree.deaths, points[tree.modes], passes, tree.parents, component)
 
     def _extra_state(self):
-        "The encoder's source, the unit of lengths, the threshold, and the arrays of the tree."
-        return dict(source=self.source_, unit=self.unit_, n_modes=self.tree_.n_modes, threshold=self._threshold,
-                    arrays={k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in self._arrays().items()})
+        "The encoder's source, origin and unit of arrays, the unit of lengths, the threshold, and the tree."
+        standard = dict(standard=self.standard_) if self.standard_ else {}
+        arrays = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in self._arrays().items()}
+        return dict(**standard, source=self.source_, unit=self.unit_, n_modes=self.tree_.n_modes,
+                    threshold=self._threshold, arrays=arrays)
 
     def _arrays(self):
         "The arrays of the tree of modes, and the mode of every sample, by name."
@@ -170,6 +172,7 @@ class ModeClustering:
         "Take back what `_extra_state` gave, and label the samples."
         a = {k: v.numpy() for k, v in state['arrays'].items()}
         self.source_, self.unit_, self._threshold = state['source'], state['unit'], state['threshold']
+        self.standard_ = state.get('standard')      # a model of an older version takes arrays as they are
         self.centres_, self.modes_ = a['centres'], a['samples']
         tree = MergeTree(*(a[f.name] for f in fields(MergeTree)))
         self.tree_ = ModeTree(tree, a['points'], a['vertex_heights'], a['edges'], state['n_modes'])

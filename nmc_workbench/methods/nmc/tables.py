@@ -22,7 +22,7 @@ def comparison(
     y, # (n,) int classes
 ) -> list: # of rows, the first the names of the columns
     "NMC beside k-means on its embedding, with as many clusters as it found and with as many as there are classes."
-    found, known = int(model.labels_.max()) + 1, len(np.unique(y))
+    found, known = int(model.labels_.max()) + 1, len(np.unique(y[y >= 0]))
     rows = [['method', *_SCORES, 'n_clusters'], _row('NMC', y, model.labels_)]
     for k in dict.fromkeys((found, known)):
         if k < 2: continue
@@ -32,7 +32,7 @@ def comparison(
 
 def _row(name, y, labels):
     "The scores of one method, and its number of clusters."
-    s = scores(y, labels)
+    s = scores(y[y >= 0], labels[y >= 0])       # those of class -1 are unlabelled
     return [name, *(round(s[k], 4) for k in _SCORES), len(np.unique(labels))]
 
 # %% ../../../nbs/methods/nmc/04_tables.ipynb #8b04b55c

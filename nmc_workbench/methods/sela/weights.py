@@ -22,6 +22,7 @@ import torchvision
 from torch import nn
 
 from ...core.errors import InputError, one_of
+from ...core.files import temporary_path
 from ...data.archives import Archive, sha256_of, fetch
 from ...nets.backbones import backbone
 from ...nets.heads import HeadsNet
@@ -172,14 +173,13 @@ def _local(source, sha256, folder):
     if not re.match(r'https?://', str(source)): return _checked(Path(source).expanduser(), sha256, 'give a whole copy')
     path = _place_of(str(source), folder)
     if path.is_file(): return _checked(path, sha256, 'delete it and run again')
-    new = path.with_name(f'.{path.name}.{os.getpid()}.new')
     try:
-        _download(str(source), sha256, new)
-        os.replace(new, path)
+        with temporary_path(path) as new:
+            _download(str(source), sha256, new)
+            os.replace(new, path)
     except InputError as e:
         what = str(e).split('; copy ')[0].replace('root=', 'folder=')
         raise InputError(f'{what}; or download it by other means and give that file') from None
-    finally: new.unlink(missing_ok=True)
     return path
 
 def _place_of(url, folder):
