@@ -55,7 +55,8 @@ def test_a_misspelled_name_is_refused_whatever_its_value(config, value):
 
 
 @pytest.mark.parametrize('config', CONFIGS)
-@pytest.mark.parametrize('value', [np.zeros((50, 50)), torch.ones(1), b'a', 1j, {1}, object(), len, os, np.array(['a'])])
+@pytest.mark.parametrize('value', [np.zeros((50, 50)), torch.ones(1), b'a', 1j, {1},
+                                   object(), len, os, np.array(['a'])])
 def test_a_value_that_is_none_of_a_parameter_is_refused_and_never_ignored(config, value):
     one_line('run_dir', config.from_names, dict(run_dir=value))
 

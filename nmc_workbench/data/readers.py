@@ -33,8 +33,8 @@ from torchvision.transforms.v2 import functional as F
 from ..core.checks import as_array
 from ..core.errors import InputError
 from .archives import Archive, obtain, parse
-from .images import (UNLABELLED, FilePixels, Images, check_classes, class_numbers, list_images, natural,
-                                       subfolders, walk_images)
+from .images import UNLABELLED, FilePixels, Images, check_classes, class_numbers
+from .images import list_images, natural, subfolders, walk_images
 
 # %% ../../nbs/data/02_readers.ipynb #8f13cdc4
 DIGITS = [str(i) for i in range(10)]    # names of the classes
