@@ -158,7 +158,8 @@ explorer = Explorer({str(runs / "digits")!r}, map_method='pca')
 explorer''', 'explorer.selection = explorer.run.ids[[5, 9]]', 'print("selected:", *explorer.selection)')
     run_all(page, lab('code.ipynb'))
     page.locator('.nmc-about', has_text='2 of 300').wait_for()
-    assert page.locator('.nmc-tile').count() == 2 and page.locator('.nmc-map').first.get_attribute('data-marked') == '2'
+    page.locator('.nmc-map[data-marked="2"]').first.wait_for()      # each view follows on its own
+    page.wait_for_function('document.querySelectorAll(".nmc-tile").length === 2')
     ids = np.load(runs / 'digits/ids.npy')
     page.get_by_text(f'selected: {ids[5]} {ids[9]}').first.wait_for()
 
