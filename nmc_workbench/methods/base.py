@@ -11,7 +11,6 @@ has a threshold that can be moved, and `own_kind` names the kind of feature that
 __all__ = ['Method', 'registered', 'method_of', 'open_run', 'keeps_merge_tree', 'own_kind', 'features_of']
 
 # %% ../../nbs/methods/01_base.ipynb #15e7312a
-import json
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -262,12 +261,10 @@ def method_of(
     folder: str | Path, # of a run
 ) -> type: # a subclass of `Method`
     "The class of the method that made a run."
-    path = Path(folder).expanduser() / 'config.json'
-    if not path.is_file():
-        raise InputError(f'{folder} is not a run folder (config.json is missing); give the run_dir of a finished run')
-    try: name = str(json.loads(path.read_text(encoding='utf-8'))['method'])
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f'{path} is damaged or names no method; put a whole copy back') from None
+    written = config_of(folder)
+    if 'method' not in written:
+        raise InputError(f'{Path(folder) / "config.json"} is damaged or names no method; put a whole copy back')
+    name = str(written['method'])
     if name not in _METHODS:
         raise InputError(f'unknown method {name!r}; known: {", ".join(_METHODS)}. '
                          'Is it your own? Import the module that defines it, then try again')
