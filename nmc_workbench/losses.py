@@ -26,7 +26,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from .core.errors import InputError, one_of
+from .core.checks import a_tensor, accepts, choice, optional, real, whole
+from .core.errors import InputError
 
 # %% ../nbs/mathematics/00_losses.ipynb #df2439c0
 def _tiles(
@@ -138,6 +139,7 @@ def _inverses(factor):
     return half.mT @ half
 
 # %% ../nbs/mathematics/00_losses.ipynb #5f9e085e
+@accepts(eps=real(above=0))
 def coding_rate(
     z: torch.Tensor, # (n, d) float, rows of unit norm
     eps: float, # precision, > 0; used as it is, without a square
@@ -146,9 +148,10 @@ def coding_rate(
     """Coding rate R of a batch: the more evenly its rows fill the space, the larger it is.
 
     From MCR² (arXiv 2006.08558)."""
-    z = _features(z, eps)
+    z = _features(z)
     with _without_autocast(z): return _Rates.apply(z, None, eps, sync)[0]
 
+@accepts(eps=real(above=0), n_clusters=optional(whole(1)))
 def coding_rate_reduction(
     z: torch.Tensor, # (n, d) float, rows of unit norm
     membership: torch.Tensor, # (n, K) float, soft; or (n,) integer labels, where -1 belongs to no cluster
@@ -159,17 +162,16 @@ def coding_rate_reduction(
     """Coding rates of the whole batch and of its parts, whose difference is the objective of MCR² and NMCE.
 
     From MCR² (arXiv 2006.08558) and NMCE (arXiv 2201.10000)."""
-    z = _features(z, eps)
+    z = _features(z)
     p = _memberships(z, membership, n_clusters, _world(sync))
     dtype = torch.promote_types(z.dtype, p.dtype)
     with _without_autocast(z): return _Rates.apply(z.to(dtype), p.to(dtype), eps, sync)
 
 # %% ../nbs/mathematics/00_losses.ipynb #2333180b
-def _features(z, eps):
-    "The features in single or double precision, checked together with the precision of the rate."
+def _features(z):
+    "The features in single or double precision, checked."
     if not isinstance(z, torch.Tensor) or z.ndim != 2 or 0 in z.shape or not z.is_floating_point():
         raise InputError(f'z is {_describe(z)}; expected a float tensor of shape (n, d) with at least one row')
-    if not eps > 0: raise InputError(f'eps={eps}; expected more than 0')
     return z if z.dtype == torch.float64 else z.float()
 
 def _memberships(z, membership, n_clusters, world):
@@ -177,13 +179,20 @@ def _memberships(z, membership, n_clusters, world):
     if not isinstance(membership, torch.Tensor) or membership.ndim not in (1, 2) or len(membership) != len(z):
         raise InputError(f'membership is {_describe(membership)}, z {_describe(z)}; '
                          'expected (n, K) floats or (n,) integers with the same n')
+    if membership.is_complex(): raise InputError(f'membership is {_describe(membership)}; expected real numbers')
     if membership.ndim == 1: return _one_hot(membership, n_clusters, world).to(z.dtype)
     if not membership.is_floating_point() or membership.shape[1] == 0:
         raise InputError(f'membership is {_describe(membership)}; expected floats with at least one column')
+    _check_not_negative(membership)
     if n_clusters not in (None, membership.shape[1]):
         raise InputError(f'n_clusters={n_clusters}, but membership has {membership.shape[1]} columns; '
                          'leave n_clusters out')
     return membership if membership.dtype == torch.float64 else membership.float()
+
+def _check_not_negative(membership):
+    "On a CPU, refuse memberships below zero by more than rounding; elsewhere the check would wait for the device."
+    if membership.device.type != 'cpu' or not (least := float(membership.detach().min())) < -1e-6: return
+    raise InputError(f'membership holds {least:.3g}; expected shares from 0 on, such as those of a softmax')
 
 def _one_hot(labels, n_clusters, world):
     "One column (n, K) for each cluster, true where a sample is in it."
@@ -204,6 +213,7 @@ def _describe(x):
     return f'{str(x.dtype).removeprefix("torch.")} {tuple(x.shape)}'
 
 # %% ../nbs/mathematics/00_losses.ipynb #c5d4a13b
+@accepts(d=whole(1), eps=real(above=0))
 def max_coding_rate(
     d: int, # feature dimension
     eps: float, # as for `coding_rate`
@@ -211,6 +221,7 @@ def max_coding_rate(
     "Largest coding rate of unit rows: d/2 log(1 + 1/eps)."
     return d / 2 * math.log1p(1 / eps)
 
+@accepts(d=whole(1), n_clusters=whole(1), eps=real(above=0))
 def optimal_reduction(
     d: int, # feature dimension
     n_clusters: int, # K
@@ -220,6 +231,7 @@ def optimal_reduction(
     return max_coding_rate(d, eps) - d / (2 * n_clusters) * math.log1p(n_clusters / eps)
 
 # %% ../nbs/mathematics/00_losses.ipynb #9681dc10
+@accepts(views=None, n_views=whole(1))
 def view_similarity(
     views: torch.Tensor | Sequence, # [V, B, d], or V tensors [B, d], or (V B, d) stacked view after view
     n_views: int = 2, # V, read only where `views` is a matrix
@@ -232,6 +244,7 @@ def view_similarity(
         n_pairs = len(u) * (len(u) - 1) // 2
         return (u[1:] * u.cumsum(0)[:-1]).sum() / (n_pairs * u.shape[1])
 
+@accepts(n_views=whole(1))
 def average_views(
     x: torch.Tensor, # (V B, d) stacked view after view
     n_views: int, # V
@@ -243,15 +256,23 @@ def average_views(
 
 def _views(x, n_views):
     "The views as one tensor [V, B, d]."
-    if not isinstance(x, torch.Tensor): x = torch.stack(list(x))
+    if not isinstance(x, torch.Tensor): x = _stacked(x)
+    if not x.is_floating_point() or not x.numel(): raise InputError(f'views are {_describe(x)}; expected some floats')
     if x.ndim == 3: return x
-    if n_views < 1: raise InputError(f'n_views={n_views}; expected at least 1')
-    if x.ndim != 2 or len(x) == 0 or len(x) % n_views:
+    if x.ndim != 2 or len(x) % n_views:
         raise InputError(f'views are {_describe(x)} with n_views={n_views}; '
                          'expected a number of rows that n_views divides, stacked view after view')
     return x.unflatten(0, (n_views, -1))
 
+def _stacked(views):
+    "Several views, each a tensor [B, d], as one."
+    views = list(views) if isinstance(views, Sequence) else [views]
+    alike = all(isinstance(v, torch.Tensor) and v.shape == views[0].shape for v in views)
+    if views and alike: return torch.stack(views)
+    raise InputError(f'views are {", ".join(map(_describe, views[:3])) or "none"}; expected tensors of one shape')
+
 # %% ../nbs/mathematics/00_losses.ipynb #fe618a93
+@accepts(logits=a_tensor(2, 3), tau=real(above=0), uniform=optional(a_tensor(2, 3)))
 def gumbel_softmax(
     logits: torch.Tensor, # (n, K) float
     tau: float, # temperature, > 0; small: close to one-hot
@@ -260,7 +281,6 @@ def gumbel_softmax(
     generator: torch.Generator | None = None, # of the draw, on the device of `logits`
 ) -> torch.Tensor: # (n, K), rows sum to one
     "Soft memberships drawn with Gumbel noise (arXiv 1611.01144)."
-    if not tau > 0: raise InputError(f'tau={tau}; expected more than 0')
     with _without_autocast(logits):
         log_prob = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
         if uniform is None: uniform = _open_uniform(log_prob, generator)
@@ -277,6 +297,7 @@ def _open_uniform(like, generator):
     info = torch.finfo(like.dtype)
     return u.clamp_(info.tiny, 1 - info.eps)
 
+@accepts(logits=a_tensor(2))
 def marginal_entropy(
     logits: torch.Tensor, # (n, K) float
 ) -> torch.Tensor: # scalar in [0, log2 K], bits
@@ -284,6 +305,7 @@ def marginal_entropy(
     return torch.special.entr(logits.softmax(-1).mean(0)).sum() / math.log(2)
 
 # %% ../nbs/mathematics/00_losses.ipynb #d1223b3d
+@accepts(z=a_tensor(2, 3), temperature=real(above=0), n_views=whole(1), positives=choice('all', 'first'))
 def nt_xent(
     z: torch.Tensor, # (V B, d) rows of unit norm, stacked view after view
     temperature: float, # > 0
@@ -292,8 +314,6 @@ def nt_xent(
     positives: str = 'all', # 'all' or 'first'
 ) -> torch.Tensor: # scalar, nats
     "Normalised temperature-scaled cross-entropy between views, the loss of SimCLR (arXiv 2002.05709)."
-    one_of(positives, ('all', 'first'), 'positives')
-    if not temperature > 0: raise InputError(f'temperature={temperature}; expected more than 0')
     batch = _views(z, n_views).shape[1]
     if n_views < 2 or batch < 2:
         raise InputError(f'n_views={n_views}, batch={batch}; a contrast needs at least 2 of each')
@@ -318,10 +338,13 @@ def _other_views(n_views, batch, device):
     return (other[:, None] * batch + torch.arange(batch, device=device)[:, None]).flatten(0, 1)
 
 # %% ../nbs/mathematics/00_losses.ipynb #fb0a8467
+@accepts(logits=a_tensor(3), labels=a_tensor(2, kind='whole'))
 def heads_cross_entropy(
     logits: torch.Tensor, # (H, B, K)
     labels: torch.Tensor, # (H, B) int64
 ) -> torch.Tensor: # scalar, nats
     "Mean cross-entropy over heads and samples; half precision is computed in single."
+    if labels.shape != logits.shape[:2]:
+        raise InputError(f'labels are {_describe(labels)}, logits {_describe(logits)}; expected (H, B) and (H, B, K)')
     x = logits.flatten(0, 1)
     return F.cross_entropy(x if x.dtype == torch.float64 else x.float(), labels.flatten())

@@ -21,8 +21,9 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
-from .core.checks import as_integers
-from .core.errors import InputError, one_of
+from .core.checks import as_integers, accepts, as_array, real, optional, whole, choice, finite_rows
+from .core.checks import whole_labels
+from .core.errors import InputError
 
 # %% ../nbs/mathematics/02_metrics.ipynb #3b1ca606
 def _pair(y, labels):
@@ -87,6 +88,7 @@ def _match_with_usual(y, labels, usual):
     counts[np.arange(k), usual] += 1            # all of these together count less than one sample
     return dict(enumerate(linear_sum_assignment(counts, maximize=True)[1].tolist()))
 
+@accepts(free=whole(0))
 def renumbered(
     labels, # (n,) clusters, -1 noise
     reference, # (n,) clusters whose numbers are taken over, -1 noise
@@ -182,6 +184,16 @@ def scores(
     return dict(**values, n_clusters=len(np.unique(found)), noise=1 - len(found) / len(labels))
 
 # %% ../nbs/mathematics/02_metrics.ipynb #f8a89d27
+_TEMPERATURE = optional(real(above=0))
+
+def _as_rows(x, what):
+    "A tensor of real numbers, where it is."
+    if not isinstance(x, torch.Tensor): x = as_array(x, what)
+    if isinstance(x, torch.Tensor) and not x.is_complex(): return x.detach()
+    if isinstance(x, np.ndarray) and x.dtype.kind in 'fiub': return torch.as_tensor(np.ascontiguousarray(x))
+    raise InputError(f'{what} has dtype {x.dtype}; expected real numbers')
+
+@accepts(dim=optional(whole(1)))
 def as_features(
     x, # (n, d) numbers, on any device
     y, # (n,) int
@@ -189,8 +201,8 @@ def as_features(
     dim: int | None = None, # number of features of the training set; None: any
 ) -> tuple[torch.Tensor, np.ndarray]: # (n, d) float32 or float64, on its device; (n,) int64
     "Features and their classes, both checked."
-    x, y = torch.as_tensor(x).detach(), as_integers(y, f'{name}_y', least=1)
-    if x.ndim != 2 or len(x) != len(y):
+    x, y = _as_rows(x, f'{name}_x'), as_integers(y, f'{name}_y', least=1)
+    if x.ndim != 2 or len(x) != len(y) or not x.shape[1]:
         raise InputError(f'{name}_x has shape {tuple(x.shape)} and {name}_y {len(y)} entries; expected (n, d) and n')
     if dim is not None and x.shape[1] != dim:
         raise InputError(f'{name}_x has {x.shape[1]} features, train_x {dim}; expected the same number')
@@ -198,6 +210,11 @@ def as_features(
     if not x.isfinite().all():
         raise InputError(f'{name}_x holds values that are not finite; train or extract again before scoring')
     return x, y
+
+def _test_rows(x, dim):
+    "The rows of a test set whose classes are not needed."
+    x = _as_rows(x, 'test_x')
+    return as_features(x, np.zeros(len(x) if x.ndim else 1, int), 'test', dim)[0]
 
 def _principal(train_x, test_x, n_components, seed):
     "Both sets on the principal directions of the training samples."
@@ -211,8 +228,7 @@ def _principal(train_x, test_x, n_components, seed):
 def _neighbours(train_x, train_y, test_x, k, normalise, temperature, n_components, seed):
     "The classes (C,), their votes (m, C), and the largest similarity (m, 1)."
     train_x, train_y = as_features(train_x, train_y, 'train')
-    test_x, _ = as_features(test_x, np.zeros(len(test_x), int), 'test', train_x.shape[1])
-    _check_votes(k, temperature)
+    test_x = _test_rows(test_x, train_x.shape[1])
     test_x = test_x.to(train_x)
     if n_components is not None: train_x, test_x = _principal(train_x, test_x, n_components, seed)
     if normalise: train_x, test_x = (torch.nn.functional.normalize(x) for x in (train_x, test_x))
@@ -222,12 +238,6 @@ def _neighbours(train_x, train_y, test_x, k, normalise, temperature, n_component
     parts = [_vote(x @ train_x.T, codes, len(classes), k, temperature) for x in test_x.split(rows)]
     return classes, *(torch.cat(p).cpu().numpy() for p in zip(*parts))
 
-def _check_votes(k, temperature):
-    "Refuse a number of neighbours or a temperature with which no vote can be taken."
-    if k < 1 or (temperature is not None and not temperature > 0):
-        raise InputError(f'k={k}, temperature={temperature}; expected k of at least 1, '
-                         'and a temperature above 0 or None')
-
 def _vote(similarity, codes, n_classes, k, temperature):
     "Votes (m, C) of the nearest training samples, relative to the largest similarity (m, 1)."
     near, who = similarity.topk(min(k, similarity.shape[1]), 1)     # (m, k)
@@ -235,6 +245,7 @@ def _vote(similarity, codes, n_classes, k, temperature):
     weight = torch.ones_like(near) if temperature is None else ((near - near[:, :1]) / temperature).exp()
     return near.new_zeros(len(near), n_classes).scatter_add_(1, codes[who], weight), near[:, :1]
 
+@accepts(k=whole(1), temperature=_TEMPERATURE, n_components=optional(whole()))
 def knn_votes(
     train_x, # (n, d) float, features of the training samples
     train_y, # (n,) int, their classes
@@ -251,6 +262,7 @@ def knn_votes(
     with np.errstate(over='ignore', invalid='ignore'):
         return np.where(votes > 0, votes * np.exp(largest.astype(np.float64) / temperature), 0)
 
+@accepts(k=whole(1), temperature=_TEMPERATURE, n_components=optional(whole()))
 def knn_predict(
     train_x, # (n, d) float, features of the training samples
     train_y, # (n,) int, their classes
@@ -265,6 +277,7 @@ def knn_predict(
     classes, votes, _ = _neighbours(train_x, train_y, test_x, k, normalise, temperature, n_components, seed)
     return classes[votes.argmax(1)]             # numpy's takes the first of equals
 
+@accepts(k=whole(1), temperature=_TEMPERATURE, n_components=optional(whole()), top=whole(1))
 def knn_accuracy(
     train_x, # (n, d) float
     train_y, # (n,) int
@@ -295,12 +308,14 @@ def _directions(x, k):
     if wide: vectors = x.T @ (vectors / values.clamp(min=torch.finfo(x.dtype).tiny).sqrt())
     return vectors.where(kept, torch.zeros_like(vectors))
 
+@accepts(x=finite_rows(), y=whole_labels(), n_components=whole())
 def check_components(
     x, # (n, d) training features
     y, # (n,) int, their classes
     n_components: int, # dimension of each class's subspace
 ) -> np.ndarray: # the classes, ascending
     "The classes, if each has room for a subspace of that dimension; otherwise an `InputError`."
+    if len(x) != len(y): raise InputError(f'x has {len(x)} rows and y {len(y)} entries; expected as many')
     classes, sizes = np.unique(y, return_counts=True)
     if not 1 <= n_components < x.shape[1]:
         raise InputError(f'n_components={n_components} with {x.shape[1]} features; expected 1 to {x.shape[1] - 1}, '
@@ -310,6 +325,7 @@ def check_components(
                          f'of class {classes[sizes.argmin()]}; give fewer components or more samples')
     return classes
 
+@accepts(n_components=whole(), form=choice('pca', 'svd'))
 def nearest_subspace_predict(
     train_x, # (n, d) float
     train_y, # (n,) int
@@ -318,9 +334,8 @@ def nearest_subspace_predict(
     form: str = 'pca', # 'pca': affine, through the class mean; 'svd': linear, through the origin
 ) -> np.ndarray: # (m,) int64
     "The class whose subspace is nearest to each test sample."
-    one_of(form, ('pca', 'svd'), 'form of nearest subspace')
     train_x, train_y = as_features(train_x, train_y, 'train')
-    test_x, _ = as_features(test_x, np.zeros(len(test_x), int), 'test', train_x.shape[1])
+    test_x = _test_rows(test_x, train_x.shape[1])
     classes = check_components(train_x, train_y, n_components)
     test_x = test_x.to(train_x)
     members = (torch.as_tensor(train_y == c, device=train_x.device) for c in classes)
@@ -333,6 +348,7 @@ def _residual(members, x, n_components, centred):
     if centred: members, x = members - members.mean(0), x - members.mean(0)
     return x.square().sum(1) - (x @ _directions(members, n_components)).square().sum(1)
 
+@accepts(n_components=whole(), form=choice('pca', 'svd'))
 def nearest_subspace_accuracy(
     train_x, # (n, d) float
     train_y, # (n,) int
@@ -346,6 +362,7 @@ def nearest_subspace_accuracy(
     return float((nearest_subspace_predict(train_x, train_y, test_x, n_components, form) == test_y).mean())
 
 # %% ../nbs/mathematics/02_metrics.ipynb #bb447375
+@accepts(k=whole(1))
 def topk_accuracy(
     outputs, # (n, C) float, a score for every class
     y, # (n,) int, in [0, C)
@@ -355,5 +372,7 @@ def topk_accuracy(
     outputs, y = as_features(outputs, y, 'test')
     n_classes = outputs.shape[1]
     if not 1 <= k <= n_classes: raise InputError(f'k={k} with {n_classes} classes; expected 1 to {n_classes}')
+    if not 0 <= y.min() <= y.max() < n_classes:
+        raise InputError(f'y holds {y.min()} to {y.max()}; expected 0 to {n_classes - 1}, a column of outputs each')
     best = outputs.topk(k, 1).indices.cpu()
     return float((best == torch.as_tensor(y)[:, None]).any(1).double().mean())

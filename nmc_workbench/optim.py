@@ -13,16 +13,25 @@ __all__ = ['Lars', 'orthogonalised', 'Muon', 'ClippedAdamW', 'UnitAdam', 'warmup
 
 # %% ../nbs/mathematics/01_optim.ipynb #40b095a5
 import math
+from collections.abc import Iterable
 
 import torch
 
-from .core.errors import InputError
+from .core.checks import accepts, real, whole, a_tensor
+from .core.errors import InputError, shown
 
 # %% ../nbs/mathematics/01_optim.ipynb #04bbe545
-def _check_settings(*rules):
-    "Raise an `InputError` for the first rule (name, value, whether it is good, what is expected) that is not met."
-    for name, value, good, expected in rules:
-        if not good: raise InputError(f'{name}={value!r}; expected {expected}')
+_SHARE, _RATE, _ABOVE, _STEPS = real(0, below=1), real(0), real(above=0), whole(1, 100)
+
+def _check_settings(settings, **rules):
+    "Raise an `InputError` for the first setting that its rule refuses."
+    for name, rule in rules.items(): rule(settings[name], name)
+
+def _parameters(params):
+    "What an optimiser is to change, as a list; an `InputError` for what is no parameter."
+    params = list(params) if isinstance(params, Iterable) else []
+    if params and all(isinstance(p, (torch.Tensor, dict, tuple)) for p in params): return params
+    raise InputError(f'params are {shown(params, 60)}; expected parameters of a module, or groups of them')
 
 class Lars(torch.optim.Optimizer):
     "SGD with momentum and layer-wise adaptive rates (arXiv 1708.03888); settings may differ between parameter groups."
@@ -36,15 +45,12 @@ class Lars(torch.optim.Optimizer):
         exclude_1d: bool = True, # plain steps without weight decay for parameters of at most one dimension
     ):
         settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
-        super().__init__(params, settings | dict(trust=trust, clip=clip, exclude_1d=exclude_1d))
+        super().__init__(_parameters(params), settings | dict(trust=trust, clip=clip, exclude_1d=exclude_1d))
 
     def add_param_group(self, group: dict):
         "Add a group as in every optimiser; settings out of range raise an `InputError`."
         s = {**self.defaults, **group}
-        _check_settings(('lr', s['lr'], s['lr'] >= 0, '>= 0'),
-                        ('momentum', s['momentum'], 0 <= s['momentum'] < 1, 'in [0, 1)'),
-                        ('weight_decay', s['weight_decay'], s['weight_decay'] >= 0, '>= 0'),
-                        ('trust', s['trust'], s['trust'] > 0, '> 0'))
+        _check_settings(s, lr=_RATE, momentum=_SHARE, weight_decay=_RATE, trust=_ABOVE)
         super().add_param_group(group)
 
     @torch.no_grad()
@@ -97,6 +103,7 @@ def _scaled(params, group):
 # %% ../nbs/mathematics/01_optim.ipynb #c9e527dc
 _QUINTIC = 3.4445, -4.775, 2.0315
 
+@accepts(m=a_tensor(2, 3, 4), steps=_STEPS)
 def orthogonalised(
     m: torch.Tensor, # (..., a, b) float
     steps: int = 5, # of the iteration
@@ -122,11 +129,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0., # decoupled: the weights shrink by lr * weight_decay per step
         steps: int = 5, # of the iteration, >= 1
     ):
-        _check_settings(('lr', lr, lr > 0, '> 0'),
-                        ('momentum', momentum, 0 <= momentum < 1, 'in [0, 1)'),
-                        ('weight_decay', weight_decay, weight_decay >= 0, '>= 0'),
-                        ('steps', steps, steps >= 1, '>= 1'))
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps))
+        settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps)
+        _check_settings(settings, lr=_ABOVE, momentum=_SHARE, weight_decay=_RATE, steps=_STEPS)
+        super().__init__(_parameters(params), settings)
 
     def add_param_group(self, group: dict):
         "Add a group as in every optimiser; a parameter that is not a matrix raises an `InputError`."
@@ -163,13 +168,14 @@ class Muon(torch.optim.Optimizer):
 # %% ../nbs/mathematics/01_optim.ipynb #39c6a402
 class ClippedAdamW(torch.optim.AdamW):
     "AdamW on gradients that are scaled down, in place, until the norm of all of them together is at most `clip`."
+    @accepts(lr=_RATE, clip=_ABOVE)
     def __init__(self,
         params, # parameters, or groups of them
         lr: float, # learning rate
         clip: float, # largest norm
         **options, # of torch's AdamW
     ):
-        super().__init__(params, lr, **options)
+        super().__init__(_parameters(params), lr, **options)
         self.clip = clip
 
     @torch.no_grad()
@@ -181,6 +187,15 @@ class ClippedAdamW(torch.optim.AdamW):
 # %% ../nbs/mathematics/01_optim.ipynb #e856ef18
 class UnitAdam(torch.optim.Adam):
     "Adam on gradients that are scaled to unit norm in place, each tensor by itself."
+    @accepts(lr=_RATE)
+    def __init__(self,
+        params, # parameters, or groups of them
+        lr: float = 1e-3, # learning rate
+        *more, # of torch's Adam: betas, eps, weight_decay
+        **options, # of torch's Adam
+    ):
+        super().__init__(_parameters(params), lr, *more, **options)
+
     @torch.no_grad()
     def step(self, closure=None):
         "Take one step from the current gradients; one that is zero stays zero."
@@ -192,6 +207,7 @@ class UnitAdam(torch.optim.Adam):
         return loss
 
 # %% ../nbs/mathematics/01_optim.ipynb #ad7c255b
+@accepts(epoch=whole(0), epochs=whole(1), base_lr=real(0), warmup=whole(0))
 def warmup_cosine(
     epoch: int, # 0 ... epochs
     epochs: int, # length of the run
@@ -206,6 +222,7 @@ def warmup_cosine(
     if epoch == epochs: return 0.
     return base_lr * (1 + math.cos(math.pi * epoch / epochs)) / (1 + math.cos(math.pi * max(warmup - 1, 0) / epochs))
 
+@accepts(epoch=whole(0), epochs=whole(1), lr=real(0), of=whole(1))
 def stepped_rate(
     epoch: int, # 0, 1, ...
     epochs: int, # length of the run
@@ -214,8 +231,11 @@ def stepped_rate(
     of: int, # length of the run that `drops` is written for, epochs
 ) -> float:
     "Learning rate of an epoch; the drops come at the same fractions of a run of any length."
+    if not isinstance(drops, Iterable) or isinstance(drops, str):
+        raise InputError(f'drops={shown(drops)}; expected epochs')
     return lr * .1 ** sum(epoch * of >= drop * epochs for drop in drops)
 
+@accepts(epoch=whole(0), total=whole(1), warmup=whole(1))
 def gamma_ramp(
     epoch: int, # >= 0
     total: int = 500, # epoch in which `high` is reached

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from .core.checks import as_array, as_finite, as_integers
+from .core.checks import as_array, as_finite, as_integers, accepts, whole, optional, real, whole_labels
 from .core.errors import InputError
 
 # %% ../nbs/mathematics/04_persistence.ipynb #19a0a005
@@ -64,19 +64,21 @@ class MergeTree:
         "Births of the immortal components, ascending."
         return self.births[~self.mortal][::-1]
 
+    @accepts(tau=None)
     def n_clusters(self,
         tau: float, # threshold, at least 0
     ) -> int:
         "How many components survive at a threshold."
         return int((self.persistence >= _checked_tau(tau)).sum())
 
+    @accepts(percentile=real(0, 100))
     def tau_of(self,
         percentile: float, # 0 to 100
     ) -> float:
         "A percentile of the mortal components' persistences, interpolated linearly; 0 if there are none."
-        if not 0 <= percentile <= 100: raise InputError(f'percentile={percentile}; expected 0 to 100')
         return float(np.percentile(self.persistence[self.mortal], percentile)) if self.mortal.any() else 0.
 
+    @accepts(n_clusters=whole())
     def tau_for(self,
         n_clusters: int, # how many components should survive
     ) -> float:
@@ -100,6 +102,7 @@ class MergeTree:
         return (f'n_clusters={n}: components of equal persistence survive together; '
                 f'expected {below} or {above}, or another number from {least} to {most}')
 
+    @accepts(tau=None, percentile=None, n_clusters=None)
     def threshold(self,
         tau: float | None = None, # persistence, at least 0
         percentile: float | None = None, # of the mortal persistences, 0 to 100
@@ -121,9 +124,10 @@ class MergeTree:
         keep = self.persistence >= self.threshold(tau, percentile, n_clusters)
         return (keep.cumsum() - 1)[_absorbed_by(keep, self.parents)][self.leaf]
 
+_TAU = real(0, infinite=True)
+
 def _checked_tau(tau) -> float:
-    if not tau >= 0: raise InputError(f'tau={tau}; expected a persistence of 0 or more')
-    return float(tau)
+    return float(_TAU(tau, 'tau'))
 
 # %% ../nbs/mathematics/04_persistence.ipynb #19a0a007
 def _tomato_class():
@@ -218,7 +222,6 @@ def _checked_points(x) -> np.ndarray: # (N, d), as given
 
 def _nearest(x, k: int):
     "Distances and indices (N, k') of the nearest other points; k' is k, or all others if there are fewer."
-    if k < 1: raise InputError(f'k={k}; expected at least one neighbour')
     k = min(k, len(x) - 1)
     if not k: return np.zeros((len(x), 0)), np.zeros((len(x), 0), np.int64)
     return NearestNeighbors(n_neighbors=k).fit(x).kneighbors()
@@ -233,6 +236,7 @@ def _log_density(distances, d: int) -> np.ndarray: # (N,) float64
     if not square.any(): return square
     return -d / 2 * np.log(np.maximum(square, square[square > 0].min()))
 
+@accepts(k=whole(1))
 def knn_edges(
     x, # (N, d) float, points
     k: int = 10, # neighbours of each point, or all others if there are fewer
@@ -240,6 +244,7 @@ def knn_edges(
     "The symmetric graph of nearest neighbours."
     return _edges(_nearest(_checked_points(x), k)[1])
 
+@accepts(k=whole(1))
 def knn_density(
     x, # (N, d) float, points
     k: int = 10, # neighbours that count, or all others if there are fewer
@@ -248,6 +253,7 @@ def knn_density(
     x = _checked_points(x)
     return _log_density(_nearest(x, k)[0], x.shape[1])
 
+@accepts(k=whole(1), density_k=optional(whole(1)))
 def tomato(
     x, # (N, d) float, points
     k: int = 10, # neighbours in the graph
@@ -255,11 +261,11 @@ def tomato(
 ) -> MergeTree:
     "The merge tree of the density of points on their graph of nearest neighbours (ToMATo, Chazal et al., 2013)."
     x, density_k = _checked_points(x), k if density_k is None else density_k
-    if min(k, density_k) < 1: raise InputError(f'k={k}, density_k={density_k}; expected at least one neighbour')
     distances, index = _nearest(x, max(k, density_k))
     return merge_tree(_edges(index[:, :k]), _log_density(distances[:, :density_k], x.shape[1]))
 
 # %% ../nbs/mathematics/04_persistence.ipynb #958a9d11
+@accepts(tau=_TAU)
 def survivors(
     tree: MergeTree,
     tau: float, # threshold, at least 0
@@ -267,6 +273,7 @@ def survivors(
     "The component that each component belongs to at a threshold."
     return _absorbed_by(tree.persistence >= tree.threshold(tau), tree.parents)
 
+@accepts(component=whole_labels(0), i=whole(0), tau=_TAU)
 def members(
     tree: MergeTree,
     component: np.ndarray, # (n,) int, of each sample, before anything is merged
@@ -274,10 +281,12 @@ def members(
     tau: float, # threshold, at least 0
 ) -> np.ndarray: # positions of samples
     "The samples that a component has at a threshold; for a component pruned there, those it had just before."
+    if i >= len(tree.births): raise InputError(f'i={i}; expected 0 to {len(tree.births) - 1}, a component of the tree')
     own_tau = min(tree.threshold(tau), tree.persistence[i])
     return np.flatnonzero((survivors(tree, own_tau) == i)[component])
 
 # %% ../nbs/mathematics/04_persistence.ipynb #8bbf8dbe
+@accepts()
 def persistence_order(
     tree: MergeTree,
 ) -> np.ndarray: # (C,) int64, 0: the most persistent
@@ -286,6 +295,7 @@ def persistence_order(
     place[np.argsort(-tree.persistence, kind='stable')] = np.arange(len(place))
     return place
 
+@accepts()
 def widest_gap(
     tree: MergeTree,
 ) -> float: # 0 if no component dies
@@ -296,6 +306,7 @@ def widest_gap(
     return float(steps[i] + steps[i + 1]) / 2
 
 # %% ../nbs/mathematics/04_persistence.ipynb #cb6e7162
+@accepts(n=whole(0))
 def as_components(
     tree: MergeTree,
     component, # whole numbers, a component of the tree for each sample

@@ -21,7 +21,7 @@ from scipy.sparse.linalg import eigsh
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
 
-from .core.checks import as_finite
+from .core.checks import as_finite, accepts, as_array, real, optional, whole, as_numbers
 from .core.errors import InputError
 
 # %% ../nbs/mathematics/03_subspaces.ipynb #25f5a297
@@ -182,14 +182,26 @@ def _violation(x, rows, codes, l1, l2):
     off = torch.where(codes != 0, (q - l1[:, None] * codes.sign()).abs(), q.abs() - l1[:, None])
     return (off.scatter_(1, rows[:, None], 0.).amax(1) / l1).nan_to_num(0.)
 
+_TAU, _GAMMA = real(above=0, high=1), real(above=1)     # at a gamma of 1 every code is zero
+
 def _checked(x, gamma, tau):
     "Samples as float64 (n, d) on a device that has it."
-    x = torch.as_tensor(x).detach()
-    x = (x.cpu() if x.device.type == 'mps' else x).double()
-    as_finite(x, 'x', least=2, dtype=None)
-    if not 0 < tau <= 1: raise InputError(f'tau={tau}; expected more than 0, at most 1')
-    if not 1 < gamma < math.inf: raise InputError(f'gamma={gamma}; expected a number above 1 (at 1 every code is zero)')
-    return x
+    _TAU(tau, 'tau'), _GAMMA(gamma, 'gamma')
+    rows = as_finite(x, 'x', least=2, dtype=None)
+    x = x.detach() if isinstance(x, torch.Tensor) else torch.as_tensor(np.array(rows))
+    return (x.cpu() if x.device.type == 'mps' else x).double()
+
+def _square(codes, what, n=None):
+    "A sparse matrix with as many rows as columns, of finite real numbers."
+    if not sparse.issparse(codes): codes = as_numbers(codes, what)
+    size = codes.shape[0] if n is None else n
+    if codes.shape != (size, size) or not size or codes.dtype.kind not in 'fiub':
+        raise InputError(f'{what} has shape {codes.shape} and dtype {codes.dtype}; '
+                         f'expected real numbers, ({n or "n"}, {n or "n"})')
+    codes = sparse.csr_matrix(codes)
+    if not np.isfinite(codes.data).all():
+        raise InputError(f'{what} holds values that are NaN or infinite; expected none')
+    return codes
 
 def _batches(x, tau, workers=1):
     "Samples in batches that need about a quarter of a gigabyte, 2 GB on a GPU; at least one for every worker."
@@ -211,6 +223,7 @@ def _cores(x):
     finally: torch.set_num_threads(before)
 
 # %% ../nbs/mathematics/03_subspaces.ipynb #2912db62
+@accepts(n_nonzero=optional(whole(1)), tol=real(0))
 def elastic_net_codes(
     x, # (n, d) float: samples, any norm; a tensor is computed on where it is, in float64
     gamma: float = 100., # how far below the weight that makes every code zero; larger gives denser codes
@@ -243,11 +256,10 @@ def _warn_of_violations(worst, tol, gamma):
     n_bad = int((worst > tol).sum())
     if not n_bad: return
     warnings.warn(f'{n_bad} of {len(worst)} codes meet the optimality conditions only to {float(worst.max()):.0e}; '
-                  f'samples may be nearly equal: leave copies out, or lower gamma={gamma}', stacklevel=3)
+                  f'samples may be nearly equal: leave copies out, or lower gamma={gamma}', stacklevel=4)
 
 def _largest(codes, keep):
     "The `keep` largest coefficients of each row."
-    if keep < 1: raise InputError(f'{keep} coefficients to keep; expected at least 1')
     codes = codes.tocoo()
     order = np.lexsort((-np.abs(codes.data), codes.row))
     row, column, value = codes.row[order], codes.col[order], codes.data[order]
@@ -261,7 +273,8 @@ def kkt_residual(
     tau: float = 1., # as for the codes
 ) -> np.ndarray: # (n,) float64; 0 at the optimum
     "The largest violation of each code's optimality conditions, relative to the weight of the 1-norm."
-    x, codes = _checked(x, gamma, tau), sparse.csr_matrix(codes)
+    x = _checked(x, gamma, tau)
+    codes = _square(codes, 'codes', len(x))
     parts = []
     for rows in _batches(x, tau):
         dense = torch.from_numpy(codes[rows.cpu().numpy()].toarray()).to(x)
@@ -269,21 +282,24 @@ def kkt_residual(
     return torch.cat(parts).numpy()
 
 # %% ../nbs/mathematics/03_subspaces.ipynb #be399342
+@accepts(keep=whole(1))
 def affinity(
     codes, # (n, n) csr or array, row j codes sample j
     keep: int = 50, # coefficients of each code that count, the largest
 ) -> sparse.csr_matrix: # (n, n), symmetric, not negative
     "A graph of the samples: codes scaled to unit norm, their magnitudes averaged over both directions."
-    weights = abs(normalize(_largest(sparse.csr_matrix(codes), keep)))
+    weights = abs(normalize(_largest(_square(codes, 'codes'), keep)))
     return ((weights + weights.T) / 2).tocsr()
 
+@accepts(n_clusters=whole(1))
 def spectral_labels(
     graph, # (n, n) csr or array, symmetric, not negative
     n_clusters: int, # K
     seed: int = 0, # of the k-means starts
 ) -> np.ndarray: # (n,) int
     "K-means with 20 starts on the rows, scaled to unit norm, of the K leading eigenvectors of the normalised graph."
-    graph = sparse.csr_matrix(graph, dtype=float)
+    graph = _square(graph, 'graph').astype(float)
+    if graph.min() < 0: raise InputError(f'graph holds {graph.min():.3g}; expected weights from 0 on')
     if not 2 <= n_clusters <= graph.shape[0]:
         raise InputError(f'n_clusters={n_clusters}, n_samples={graph.shape[0]}; '
                          'expected at least 2 clusters, and no more than there are samples')
@@ -298,6 +314,7 @@ def _leading(matrix, k, seed):
     if n <= 1500 or k > n // 10: return linalg.eigh(matrix.toarray(), subset_by_index=(n - k, n - 1))[1]
     return eigsh(matrix, k, which='LA', v0=np.random.default_rng(seed).uniform(-1, 1, n))[1]
 
+@accepts(n_clusters=whole(1), keep=whole(1))
 def subspace_clustering(
     x, # (n, d) float: samples; a tensor is coded on where it is
     n_clusters: int, # K
@@ -307,5 +324,6 @@ def subspace_clustering(
     keep: int = 50, # of `affinity`
 ) -> np.ndarray: # (n,) int
     "Clusters of samples that lie near a union of subspaces (You and others, CVPR 2016, arXiv 1605.02633)."
-    if len(x) < n_clusters: raise InputError(f'n_clusters={n_clusters} > n_samples={len(x)}')
+    if as_array(x, 'x').ndim == 2 and len(x) < n_clusters:
+        raise InputError(f'n_clusters={n_clusters} > n_samples={len(x)}')
     return spectral_labels(affinity(elastic_net_codes(x, gamma, tau), keep), n_clusters, seed)

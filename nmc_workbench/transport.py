@@ -31,6 +31,13 @@ from .core.errors import InputError
 from .core.ranks import rank_and_world
 
 # %% ../nbs/mathematics/05_transport.ipynb #4f3d8dd5
+def _reals(x, what):
+    "A tensor of real numbers, where it is."
+    x = x if isinstance(x, torch.Tensor) else torch.from_numpy(_contiguous(x, what))
+    if x.is_complex() or not x.numel():
+        raise InputError(f'{what} has shape {tuple(x.shape)} and dtype {x.dtype}; expected real numbers')
+    return x
+
 class HeadLogits:
     "Logits of a linear head, computed anew from the features for the rows that are asked for."
     def __init__(self,
@@ -38,8 +45,8 @@ class HeadLogits:
         weight: torch.Tensor, # (K, D)
         bias: torch.Tensor | None = None, # (K,)
     ):
-        self.features, self.weight = torch.as_tensor(features), torch.as_tensor(weight).detach()
-        self.bias = None if bias is None else torch.as_tensor(bias).detach()
+        self.features, self.weight = _reals(features, 'features'), _reals(weight, 'weight').detach()
+        self.bias = None if bias is None else _reals(bias, 'bias').detach()
         self._check_shapes()
 
     def _check_shapes(self):

@@ -13,6 +13,7 @@ trap 'rm -rf "$work"' EXIT
 papermill --prepare-only --no-progress-bar nbs/explore_run.ipynb "$work/explore_run.ipynb" \
   -p run_dir "$(realpath "$run")" -p root "$(realpath "$(dirname "$run")")" > "$work/papermill.log" 2>&1 \
   || { cat "$work/papermill.log" >&2; exit 1; }
+python tools/app_notebook.py "$work/explore_run.ipynb" "$run"
 # The template of JupyterLab's look, without the two style sheets of icons that it would fetch from another host.
 template=$work/jupyter/voila/templates/offline
 mkdir -p "$template"

@@ -1,6 +1,7 @@
 """Give every exported module its notebook's first words as docstring: the line under the title, and one paragraph.
 
-nbdev writes the line alone. `make export` runs this after it, so that `help(nmc_workbench.losses)` says what it has."""
+nbdev writes the line alone. `make export` runs this after it, so that `help(nmc_workbench.losses)` says what it has.
+Cells of `#| hide`, which are for tests, are folded in JupyterLab too."""
 import json
 import re
 import textwrap
@@ -35,10 +36,31 @@ def folded(match):
     return textwrap.fill(names, 120, subsequent_indent=hang, break_long_words=False)
 
 
+def fold_hidden_cells(path, notebook):
+    "Fold the source of cells that nbdev hides, and of no others, in JupyterLab."
+    changed = False
+    for c in notebook['cells']:
+        hidden = c['cell_type'] == 'code' and re.match(r'#\|\s*hide\b', ''.join(c['source']))
+        wanted = dict(source_hidden=True) if hidden else None
+        if c['metadata'].get('jupyter') == wanted: continue
+        c['metadata'].pop('jupyter', None)
+        if wanted: c['metadata']['jupyter'] = wanted
+        changed = True
+    if changed: write(path, notebook)
+
+
+def write(path, notebook):
+    "Write a notebook as nbdev_clean leaves it."
+    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+    path.write_text(text + '\n', encoding='utf-8')
+
+
 def main():
     for path in sorted((ROOT / 'nbs').rglob('*.ipynb')):
         if any(p.startswith('.') for p in path.relative_to(ROOT).parts): continue
-        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        notebook = json.loads(path.read_text(encoding='utf-8'))
+        fold_hidden_cells(path, notebook)
+        cells = notebook['cells']
         code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
         name = re.search(r'^#\| default_exp (\S+)', code, re.M)
         if not name: continue

@@ -14,10 +14,12 @@ __all__ = ['RandomSource', 'Operation', 'GeometricTransform', 'ResizedCrop', 'Pa
 # %% ../../nbs/augment/01_operations.ipynb #d495131b
 import math
 from dataclasses import MISSING, dataclass, fields
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 
+from ..core.checks import accepts, real, whole
 from .image_ops import affine_matrix, blur, colour_map, gaussian_kernel, jitter, jitter_slots
 from .image_ops import luma, perspective_matrix, solarise
 from ..core.errors import InputError
@@ -25,6 +27,7 @@ from ..core.errors import InputError
 # %% ../../nbs/augment/01_operations.ipynb #a2e8aa34
 class RandomSource:
     "The random numbers that operations draw, from a generator; without one, drawing raises an `InputError`."
+    @accepts()
     def __init__(
         self,
         generator: torch.Generator | None, # of the random numbers; `None` for chains that draw none
@@ -67,6 +70,13 @@ class RandomSource:
         return dict(generator=self.generator, device=self.device)
 
 # %% ../../nbs/augment/01_operations.ipynb #07c460e0
+_SHARE, _MOST = real(0, 1), 2 ** 16      # pixels of a side, at most
+
+def _numbers(values):
+    "Whether something is a tuple or a list of finite numbers."
+    if not isinstance(values, (tuple, list)): return False
+    return all(isinstance(v, Real) and math.isfinite(v) for v in values)
+
 class Operation:
     "Base of all operations: what they promise, and how they print."
     geometric = False   # it moves pixels
@@ -85,19 +95,17 @@ class Operation:
     def _check(self, ok: bool, name: str, expected: str):
         if not ok: raise InputError(f'{type(self).__name__}: {name}={getattr(self, name)!r}; expected {expected}')
 
-    def _check_p(self): self._check(0 <= self.p <= 1, 'p', 'a probability between 0 and 1')
-
     def _check_range(self, name, low=0.):
         v = getattr(self, name)
-        self._check(len(v) == 2 and low < v[0] <= v[1], name, f'(low, high) with {low:g} < low <= high')
+        self._check(_numbers(v) and len(v) == 2 and low < v[0] <= v[1], name, f'(low, high) with {low:g} < low <= high')
 
     def _check_interpolation(self, *known):
         self._check(self.interpolation in known, 'interpolation', ' or '.join(known))
 
     def _size(self):
         "The parameter `size` as (height, width), checked."
-        size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        ok = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
+        size = self.size if isinstance(self.size, (tuple, list)) else (self.size, self.size)
+        ok = len(size) == 2 and all(type(s) is int and 0 < s <= _MOST for s in size)
         self._check(ok, 'size', 'a whole number of pixels, or (height, width)')
         return tuple(size)
 
@@ -118,6 +126,7 @@ class GeometricTransform(NamedTuple):
         return self.resizes and (self.out[0] < self.size[0] or self.out[1] < self.size[1])
 
 # %% ../../nbs/augment/01_operations.ipynb #1e7c2b98
+@accepts()
 @dataclass(repr=False)
 class ResizedCrop(Operation):
     "Cut a box of random area, aspect ratio and place and resize it, antialiased if it shrinks."
@@ -152,6 +161,7 @@ class ResizedCrop(Operation):
         if w / h < low: return round(w / low), w
         return (h, round(h * high)) if w / h > high else (h, w)
 
+@accepts(padding=whole(0, _MOST))
 @dataclass(repr=False)
 class PadCrop(Operation):
     "Pad with zeros on all sides, then cut a box of fixed size at a random place."
@@ -159,7 +169,7 @@ class PadCrop(Operation):
     padding: int = 0    # rows or columns of zeros on each side
     geometric = True
 
-    def __post_init__(self): self._size(), self._check(self.padding >= 0, 'padding', 'at least 0')
+    def __post_init__(self): self._size()
 
     def draw(self, source, n, size):
         out, room = self._size(), [s + 2 * self.padding for s in size]
@@ -185,6 +195,7 @@ class CentreCrop(Operation):
         top, left = (round((s - o) / 2) for s, o in zip(size, out))
         return GeometricTransform(size, out, source.full([top, out[0], left, out[1]], n), resizes=False)
 
+@accepts()
 @dataclass(repr=False)
 class Resize(Operation):
     "Resize the whole image without keeping its aspect ratio, antialiased if it shrinks."
@@ -198,13 +209,12 @@ class Resize(Operation):
         box = source.full([0, size[0], 0, size[1]], n)
         return GeometricTransform(size, self._size(), box, cubic=self.interpolation == 'bicubic')
 
+@accepts(p=_SHARE)
 @dataclass(repr=False)
 class Flip(Operation):
     "Exchange left and right."
     p: float = .5    # probability
     geometric = True
-
-    def __post_init__(self): self._check_p()
 
     def draw(self, source, n, size):
         box = source.full([0, size[0], 0, size[1]], n)
@@ -218,6 +228,7 @@ class Flip(Operation):
         return part._replace(box=torch.stack([sy, ly, sx, lx], 1))
 
 # %% ../../nbs/augment/01_operations.ipynb #66722f87
+@accepts(degrees=real(0))
 @dataclass(repr=False)
 class Affine(Operation):
     "Shear, scale and rotate about the centre, then shift; zeros come in from outside."
@@ -230,10 +241,9 @@ class Affine(Operation):
     geometric = True
 
     def __post_init__(self):
-        self._check(self.degrees >= 0, 'degrees', 'at least 0')
-        ok = len(self.translate) == 2 and all(0 <= t <= 1 for t in self.translate)
+        ok = _numbers(self.translate) and len(self.translate) == 2 and all(0 <= t <= 1 for t in self.translate)
         self._check(ok, 'translate', 'two shares between 0 and 1')
-        ok = len(self._shear()) == 2 and all(0 <= s < 90 for s in self._shear())
+        ok = _numbers(self._shear()) and len(self._shear()) == 2 and all(0 <= s < 90 for s in self._shear())
         self._check(ok, 'shear', 'degrees from 0 to below 90, one or two')
         self._check_range('scale'), self._check_interpolation('nearest', 'bilinear')
 
@@ -251,15 +261,13 @@ class Affine(Operation):
         zoom, shear = source.uniform(*self.scale, n), torch.stack([within(s) for s in self._shear()], 1)
         return angle, shift.round_() if self.whole else shift, zoom, shear
 
+@accepts(distortion=_SHARE, p=_SHARE)
 @dataclass(repr=False)
 class Perspective(Operation):
     "Move the corners inwards at random, sampling bilinearly; zeros come in from outside."
     distortion: float = .5   # a corner moves by up to this share of half the side
     p: float = .5            # probability
     geometric = True
-
-    def __post_init__(self):
-        self._check(0 <= self.distortion <= 1, 'distortion', 'a share between 0 and 1'), self._check_p()
 
     def draw(self, source, n, size):
         on = source.chance(self.p, n)[:, None, None]
@@ -276,6 +284,7 @@ class Perspective(Operation):
         return torch.stack([x, y], -1)
 
 # %% ../../nbs/augment/01_operations.ipynb #c5124722
+@accepts(brightness=real(0), contrast=real(0), saturation=real(0), hue=real(0, .5), p=_SHARE)
 @dataclass(repr=False)
 class ColorJitter(Operation):
     "Change brightness, contrast, saturation and hue, in an order drawn per image."
@@ -285,11 +294,6 @@ class ColorJitter(Operation):
     hue: float = 0.           # part of a full turn, within +- this, at most 1/2; no effect on one channel
     p: float = 1.             # probability that an image is changed at all
     unit_in = True
-
-    def __post_init__(self):
-        for name in ('brightness', 'contrast', 'saturation'):
-            self._check(getattr(self, name) >= 0, name, 'at least 0')
-        self._check(0 <= self.hue <= .5, 'hue', 'a part of a turn between 0 and 0.5'), self._check_p()
 
     def draw(self, source, n, channels, size):
         _check_channels(self, channels)
@@ -311,12 +315,11 @@ def _check_channels(op, channels):
     if channels not in (1, 3):
         raise InputError(f'{type(op).__name__}: images have {channels} channels; expected 1 or 3')
 
+@accepts(p=_SHARE)
 @dataclass(repr=False)
 class Grey(Operation):
     "Replace every channel by the pixel's grey."
     p: float = .1   # probability
-
-    def __post_init__(self): self._check_p()
 
     def draw(self, source, n, channels, size):
         _check_channels(self, channels)
@@ -326,6 +329,7 @@ class Grey(Operation):
 
     def apply(self, x, matrix): return x if x.shape[1] == 1 else colour_map(x, matrix)
 
+@accepts(threshold=real(0, 255), p=_SHARE)
 @dataclass(repr=False)
 class Solarise(Operation):
     "Invert values from a threshold on."
@@ -333,14 +337,12 @@ class Solarise(Operation):
     p: float = .5            # probability
     unit_in = True
 
-    def __post_init__(self):
-        self._check(0 <= self.threshold <= 255, 'threshold', 'a grey level between 0 and 255'), self._check_p()
-
     def draw(self, source, n, channels, size):
         return torch.where(source.chance(self.p, n), self.threshold / 255, 2.),
 
     def apply(self, x, threshold): return solarise(x, threshold)
 
+@accepts(kernel=whole(1, _MOST), p=_SHARE)
 @dataclass(repr=False)
 class Blur(Operation):
     "Smooth with a Gaussian, with reflection at the borders."
@@ -350,7 +352,7 @@ class Blur(Operation):
 
     def __post_init__(self):
         self._check(self.kernel % 2 == 1, 'kernel', 'an odd number of taps')
-        self._check_range('sigma'), self._check_p()
+        self._check_range('sigma')
 
     def draw(self, source, n, channels, size):
         if self.kernel // 2 >= min(size):
@@ -362,6 +364,7 @@ class Blur(Operation):
 
     def apply(self, x, taps): return blur(x, taps)
 
+@accepts(low=real(0), high=real(0))
 @dataclass(repr=False)
 class Brightness(Operation):
     "Multiply all values of an image by one factor, without clamping."
@@ -369,7 +372,7 @@ class Brightness(Operation):
     high: float    # largest factor
     unit_out = False
 
-    def __post_init__(self): self._check(0 <= self.low <= self.high, 'low', f'0 <= low <= high={self.high}')
+    def __post_init__(self): self._check(self.low <= self.high, 'low', f'0 <= low <= high={self.high}')
 
     def draw(self, source, n, channels, size): return source.uniform(self.low, self.high, n),
 
@@ -383,7 +386,8 @@ class Normalise(Operation):
     random, unit_out = False, False
 
     def __post_init__(self):
-        self._check(len(self.mean) == len(self.std), 'mean', f'as many numbers as std={self.std!r}')
+        ok = _numbers(self.mean) and _numbers(self.std) and len(self.mean) == len(self.std) > 0
+        self._check(ok, 'mean', f'as many numbers as std={self.std!r}')
         self._check(all(s > 0 for s in self.std), 'std', 'numbers above 0')
 
     def draw(self, source, n, channels, size):
@@ -398,13 +402,12 @@ class Normalise(Operation):
 
     def apply(self, x, mean, scale): return x.sub_(mean[..., None, None]).mul_(scale[..., None, None])
 
+@accepts(std=real(0))
 @dataclass(repr=False)
 class PointNoise(Operation):
     "Add Gaussian noise to points `[B, D]`; it must be the only operation of its chain."
     std: float   # standard deviation, in the unit of the points
     unit_out = False
-
-    def __post_init__(self): self._check(self.std >= 0, 'std', 'at least 0')
 
     @property
     def random(self) -> bool:

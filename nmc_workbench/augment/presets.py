@@ -12,11 +12,12 @@ __all__ = ['CIFAR', 'IMAGENET', 'digits_preset', 'presets', 'preset']
 # %% ../../nbs/augment/03_presets.ipynb #57f4bc9a
 import inspect
 
+from ..core.checks import accepts, optional, whole, real
 from .compose import Augment
 from .operations import Affine, Blur, Brightness, CentreCrop, ColorJitter, Flip, Grey, Normalise
 from .operations import PadCrop, Perspective, PointNoise, Resize, ResizedCrop, Solarise
 from ..core.config import named
-from ..core.errors import InputError, one_of
+from ..core.errors import InputError, one_of, shown
 
 # %% ../../nbs/augment/03_presets.ipynb #1cd77256
 CIFAR = (.4914, .4822, .4465), (.2023, .1994, .2010)    # mean and std of CIFAR-10's channels
@@ -81,6 +82,7 @@ def _spiral(size, noise=.2):
     if size: raise InputError(f'size={size}: points have no size; leave it out')
     return Augment([PointNoise(noise)])
 
+@accepts(size=optional(whole(1)), shift=real(0, 1))
 def digits_preset(
     size: int | None = None, # pixels of the result; `None` keeps the images'
     degrees: float = 15., # rotation, within +- this
@@ -90,6 +92,8 @@ def digits_preset(
     brightness: tuple | None = (.7, 1.3), # least and largest factor of all values; `None`: they stay as they are
 ) -> Augment:
     "Views of handwritten digits: small rotations, shifts, zooms and shears, but no flip."
+    if not isinstance(brightness or (), (tuple, list)) or len(brightness or (1, 1)) != 2:
+        raise InputError(f'brightness={shown(brightness)}; expected (low, high), or None')
     turn = Affine(degrees, (shift, shift), zoom, shear)
     return Augment([*_to(size), turn, *([Brightness(*brightness)] if brightness else [])], plain=_to(size))
 
@@ -103,6 +107,7 @@ def presets() -> list[str]:
     "The names that `preset` knows."
     return list(_PRESETS)
 
+@accepts(size=optional(whole(1)))
 def preset(
     name: str, # one of `presets()`, in any case; options may follow in brackets, as in 'coil(distortion=.2)'
     size: int | None = None, # pixels of the result; `None`: the recipe's

@@ -13,7 +13,7 @@ import os
 
 import torch
 
-from .errors import InputError
+from .errors import InputError, shown
 
 # %% ../../nbs/core/03_devices.ipynb #d7e9171f
 def pick_device(
@@ -25,9 +25,9 @@ def pick_device(
     if name == 'auto': name = 'cuda' if 'cuda:0' in here else 'mps' if 'mps' in here else 'cpu'
     try: device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise InputError(f'unknown device {name!r}; here: auto, {", ".join(here)}') from None
+        raise InputError(f'unknown device {shown(name)}; here: auto, {", ".join(here)}') from None
     full = _with_index(name)
-    if full not in here: raise InputError(f'device {name!r} is not on this machine; here: auto, {", ".join(here)}')
+    if full not in here: raise InputError(f'device {shown(name)} is not on this machine; here: auto, {", ".join(here)}')
     return torch.device(full) if full != str(device) else device
 
 def _devices():

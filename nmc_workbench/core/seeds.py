@@ -13,7 +13,11 @@ import hashlib
 
 import torch
 
+from .checks import a_function, accepts, instance, whole
+from .errors import InputError, shown
+
 # %% ../../nbs/core/02_seeds.ipynb #1520125e
+@accepts(seed=whole())
 def seed_of(
     seed: int, # of the run
     *names, # what the stream is for: stage, epoch, purpose
@@ -22,15 +26,22 @@ def seed_of(
     text = '/'.join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'little') >> 1
 
+def _known_device(device):
+    "A device of a name that torch knows."
+    try: return torch.device(instance(str, torch.device)(device, 'device'))
+    except RuntimeError: raise InputError(f'unknown device {shown(device)}; expected cpu or cuda') from None
+
+@accepts(seed=whole())
 def generator(
     seed: int, # of the run
     *names, # what the stream is for
     device: str | torch.device = 'cpu', # where the numbers are drawn
 ) -> torch.Generator:
     "A torch generator for the stream called `names`."
-    return torch.Generator(device=device).manual_seed(seed_of(seed, *names))
+    return torch.Generator(device=_known_device(device)).manual_seed(seed_of(seed, *names))
 
 # %% ../../nbs/core/02_seeds.ipynb #fc47e29f
+@accepts(build=a_function, seed=whole(0))
 def initialised(
     build, # a function without arguments that builds and returns modules
     seed: int, # of the initial weights

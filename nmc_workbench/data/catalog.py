@@ -21,19 +21,25 @@ import numpy as np
 import torch
 from torchvision import datasets
 
+from ..core.checks import check_memory, accepts, real, whole, a_seed
 from ..core.config import convert
 from ..core.errors import InputError, one_of
+from ..core.files import as_path
+from ..core.progress import say
+from ..core.ranks import rank_and_world
 from ..core.seeds import generator
 from . import readers as R
 from .images import Images, join
 
 # %% ../../nbs/data/03_catalog.ipynb #42de2041
+@accepts(n=whole(1), noise=real(0))
 def double_spiral(
     n: int, # number of points, half of them on each arm
     noise: float, # standard deviation of the noise, in the units of the radius
     rng: torch.Generator, # on the device where the points are wanted
 ) -> tuple[torch.Tensor, torch.Tensor]: # float32 (n, 2), int64 (n,)
     "Draw points on two spiral arms; also return the arm that each is on."
+    check_memory(64 * n, f'n={n} points', 'draw fewer')
     t = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=rng, device=rng.device))
     arm = torch.arange(n, device=rng.device) * 2 // n
     points = torch.stack([t * t.cos(), t * t.sin()], 1) + noise * torch.randn(n, 2, generator=rng, device=rng.device)
@@ -120,6 +126,7 @@ def describe() -> list[dict]: # name, about, splits, options
     return [row(name, s) for name, s in SETS.items()]
 
 # %% ../../nbs/data/03_catalog.ipynb #5c7e11fe
+@accepts()
 def load(
     name: str, # one of `names()`
     split: str = 'train', # one of the set's own, or 'all'
@@ -128,8 +135,9 @@ def load(
 ) -> Images:
     "Load the data set called `name`, into memory unless it streams."
     s = SETS[one_of(name, SETS, 'data set')]
-    o, root = _options(name, s, options), Path(root).expanduser()
+    o, root = _options(name, s, options), as_path(root, 'root')
     images = join_splits(name, s, split, root, o)
+    if images.skipped and rank_and_world()[0] == 0: say(f'{name} {split}: {images.skipped}')
     if o.limit is not None: images = images.limit(o.limit, o.seed)
     if s.streams:
         R.warn_if_black(images)
@@ -158,7 +166,9 @@ def _options(name, s, given):
     for option in given: one_of(option, known, f'option of {name}')
     o = {k: convert(k, given.get(k, default), kind) for k, (kind, default, _) in known.items()}
     for k, (_, _, least) in known.items():
-        if None not in (least, o[k]) and not o[k] >= least:
-            raise InputError(f'{k}={o[k]} is too small; expected at least {least}')
+        if None in (least, o[k]): continue
+        if not o[k] >= least: raise InputError(f'{k}={o[k]} is too small; expected at least {least}')
+        real(least)(o[k], k)
+    a_seed(o['seed'], 'seed')
     if o.get('channels') not in (None, 1, 3): raise InputError(f'channels={o["channels"]}; expected 1 or 3')
     return SimpleNamespace(**o)

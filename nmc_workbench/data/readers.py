@@ -18,7 +18,7 @@ __all__ = ['DIGITS', 'GTSRB_CLASSES', 'GTSRB', 'GTSRB_FILES', 'TINY_IMAGENET', '
            'read_tree', 'finish_tree', 'warn_if_black', 'find_npz', 'npz_splits', 'read_npz', 'as_images']
 
 # %% ../../nbs/data/02_readers.ipynb #e9ebc037
-import numbers, pickle, re, warnings
+import numbers, pickle, re, warnings, zipfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,15 +30,17 @@ from torchvision.datasets import mnist as idx
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.v2 import functional as F
 
-from ..core.checks import as_array
-from ..core.errors import InputError
-from .archives import Archive, obtain, parse
-from .images import UNLABELLED, FilePixels, Images, check_classes, class_numbers
+from ..core.checks import as_array, check_memory, instance, accepts
+from ..core.errors import InputError, escaped
+from ..core.files import check_array_header, check_regular
+from .archives import Archive, check_member, obtain, parse
+from .images import UNLABELLED, FilePixels, Images, Skipped, check_classes, class_numbers
 from .images import list_images, natural, subfolders, walk_images
 
 # %% ../../nbs/data/02_readers.ipynb #8f13cdc4
 DIGITS = [str(i) for i in range(10)]    # names of the classes
 
+@accepts(pixels=instance(torch.Tensor, np.ndarray), class_names=None)
 def from_arrays(
     name: str, # of the data set
     split: str, # one of its own splits
@@ -48,7 +50,8 @@ def from_arrays(
     low: int = 0, # smallest label allowed; -1 where images may be unlabelled
 ) -> Images: # ids are 'split/index'
     "Make `Images` from arrays."
-    if isinstance(pixels, np.ndarray): pixels = torch.from_numpy(np.ascontiguousarray(pixels))
+    if isinstance(pixels, np.ndarray) and pixels.dtype.kind in 'fiub' and pixels.ndim:
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels))
     if labels is not None: labels = _checked(labels, class_names, f'{name} {split}', low)
     ids = np.char.add(f'{split}/', np.arange(len(pixels)).astype(str))
     return Images(pixels, labels, list(class_names), ids, name, split)
@@ -215,8 +218,8 @@ def _tiny_lists(wnids, words, val):
 
 # %% ../../nbs/data/02_readers.ipynb #da02da7b
 _COLUMBIA = 'http://www.cs.columbia.edu/CAVE/databases/SLAM_coil-20_coil-100/'
-COIL = dict(coil20=dict(url=_COLUMBIA + 'coil-20/coil-20-proc.zip', folder='coil-20-proc', n_objects=20),
-            coil100=dict(url=_COLUMBIA + 'coil-100/coil-100.zip', folder='coil-100', n_objects=100))
+COIL = dict(coil20=dict(url=_COLUMBIA + 'coil-20/coil-20-proc.zip', folder='coil-20-proc', n_objects=20, most=10 ** 8),
+            coil100=dict(url=_COLUMBIA + 'coil-100/coil-100.zip', folder='coil-100', n_objects=100, most=10 ** 9))
 
 def read_coil(
     name: str, # 'coil20' or 'coil100'
@@ -227,7 +230,8 @@ def read_coil(
     "Columbia's turntable objects, 72 views of each at 128 x 128."
     url, n_objects = COIL[name]['url'], COIL[name]['n_objects']
     folder = root if any(root.glob('obj*__*.png')) else root / COIL[name]['folder']
-    obtain([folder], [Archive((url,), root / url.rsplit('/', 1)[1], None, root)], o.download)
+    archive = Archive((url,), root / url.rsplit('/', 1)[1], None, root, COIL[name]['most'])
+    obtain([folder], [archive], o.download)
     ids = [p for p in list_images(folder) if re.search(r'(^|/)obj\d+__\d+\.png$', p)]
     if len(ids) != 72 * n_objects:
         raise InputError(f'{folder} holds {len(ids)} images named like obj1__0.png, expected {72 * n_objects}; '
@@ -238,6 +242,7 @@ def read_coil(
 
 def finish_coil(images: Images, o) -> Images:
     "Apply the options `grey` and `size` to decoded images."
+    check_memory(3 * len(images) * o.size ** 2, f'{len(images):,} images with size={o.size}', 'give a smaller size=')
     def in_parts(f): return torch.cat([f(part) for part in images.pixels.split(1024)])
     if getattr(o, 'grey', False):
         images.pixels = in_parts(lambda x: x.float().mean(1, keepdim=True).round().byte())
@@ -264,6 +269,8 @@ def _base(root):
     "The folder itself, or the one that is all it holds."
     if not root.is_dir():
         raise InputError(f'the folder {root.absolute()} does not exist; give root= a folder of images')
+    if root.resolve() == Path(root.resolve().anchor):
+        raise InputError(f'root={root} is the root of the file system; give root= a folder of images')
     for _ in range(100):        # links may lead in a circle
         below = _with_images(root)
         if len(below) != 1 or _split_of(below[0]) == 'train' or _has_images_itself(root): break
@@ -298,15 +305,30 @@ def read_tree(
 ) -> Images:
     "Image files, labelled by the folder they are in if there are several and each image is in one."
     base = _base(root)
-    folders = _split_folders(base) or {'all': '.'}
-    found = {s: list_images(base / f) for s, f in folders.items()}
+    folders, skipped = _split_folders(base) or {'all': '.'}, {}
+    found = {s: list_images(base / f, skipped if s == split else None) for s, f in folders.items()}
     tails = _without_wrapper(found)
     classes = _classes(tails[split], [f for part in tails.values() for f in part])
     number = {c: i for i, c in enumerate(classes)}
     labels = [number[f.split('/')[0]] for f in tails[split]] if classes else None
     here = (base / folders[split]).relative_to(root)
     ids = [(here / f).as_posix() for f in found[split]]
-    return from_files(name, split, root, ids, labels, classes, o.size, o.channels or 3)
+    skipped = {(here / f).as_posix(): why for f, why in skipped.items()} | _beside(root, base, folders.values())
+    images = from_files(name, split, root, ids, labels, classes, o.size, o.channels or 3)
+    return replace(images, skipped=Skipped(len(ids), skipped, _why_no_labels(tails[split], classes)) or None)
+
+def _beside(root, base, folders):
+    "What lies beside the splits and is not read: path -> why."
+    skipped, inside = {}, tuple((base / f).relative_to(root).as_posix() for f in folders)
+    loose = list(walk_images(root, skipped, inside))
+    return skipped | dict.fromkeys(loose, f'beside {" and ".join(sorted(map(escaped, folders)))}')
+
+def _why_no_labels(paths, classes):
+    "What to say where images beside the class folders are why there are no labels."
+    loose, folders = [f for f in paths if '/' not in f], {f.split('/')[0] for f in paths if '/' in f}
+    if classes or not loose or len(folders) < 2: return ()
+    what = f'{len(loose):,} images such as {escaped(loose[0])} lie' if loose[1:] else f'{escaped(loose[0])} lies'
+    return (f'no labels, since {what} beside the class folders',)
 
 def _without_wrapper(found):
     "The paths of each split, without a folder that all of them are in."
@@ -356,10 +378,11 @@ def find_npz(
     root: Path, # an .npz file, or a folder that holds one
 ) -> Path:
     "The file itself, or the only .npz file in the folder."
+    if not root.is_dir(): check_regular(root)
     if root.is_file(): return root
     if not root.is_dir():
         raise InputError(f'{root.absolute()} does not exist; give root= an .npz file or a folder that holds one')
-    found = sorted(root.glob('*.npz'))
+    found = sorted(p for p in root.glob('*.npz') if p.is_file())
     if len(found) == 1: return found[0]
     raise InputError(f'{root.absolute()} holds {len(found)} .npz files, expected one; give root= the file itself')
 
@@ -368,19 +391,29 @@ _REMEDY = 'write it again with np.savez, numbers or plain strings only'
 def npz_splits(root: Path) -> tuple[str, ...]:
     "('train', 'test') for a file with x_train, ('all',) for one with x."
     file = find_npz(root)
-    def keys_of():
-        with np.load(file, allow_pickle=False) as z: return z.files
-    keys = parse(keys_of, [(file, None)], _REMEDY)
+    with _opened_npz(file) as z: keys = z.files
     if 'x_train' in keys: return ('train', 'test') if 'x_test' in keys else ('train',)
     if 'x' in keys: return ('all',)
     raise InputError(f'{file} holds {", ".join(keys) or "nothing"}; '
                      'expected x (and y), or x_train (y_train, x_test, y_test)')
 
+def _opened_npz(file):
+    "numpy's view of an npz file, which has read no array yet."
+    def opened():
+        with zipfile.ZipFile(file): return np.load(file, allow_pickle=False)     # numpy also takes other formats
+    return parse(opened, [(file, None)], _REMEDY)
+
+def _array_in(z, key, file):
+    "An array of an npz file, after its header has been compared with what the file can hold."
+    info = z.zip.getinfo(f'{key}.npy' if f'{key}.npy' in z.zip.namelist() else key)
+    with z.zip.open(info) as f: check_array_header(f, check_member(info, file).file_size, f'{key} in {file}')
+    return z[key]
+
 def read_npz(root: Path, split: str, o) -> Images:
     "Images or points `x`, as `as_images` takes them, and labels `y` if there are any."
     file, end = find_npz(root), '' if split == 'all' else f'_{split}'
-    with np.load(file, allow_pickle=False) as z:
-        def get(key): return parse(lambda: z[key], [(file, None)], _REMEDY) if key in z.files else None
+    with _opened_npz(file) as z:
+        def get(key): return parse(lambda: _array_in(z, key, file), [(file, None)], _REMEDY) if key in z.files else None
         x, y = get(f'x{end}'), get(f'y{end}')
         labels_of_splits = [get(k) for k in (['y'] if split == 'all' else ['y_train', 'y_test'])]
     pixels = _pixels(x, f'{file}: x{end}')

@@ -16,15 +16,17 @@ import math
 import numpy as np
 import torch
 
-from ..core.checks import as_integers, as_numbers
+from ..core.checks import as_integers, as_numbers, accepts, a_tensor, optional, real, whole
 from ..core.errors import InputError
 
 # %% ../../nbs/diagnostics/00_collapse.ipynb #d0c70005
+@accepts(n_rows=whole(1))
 def thinned(
     z, # (n, d) array
     n_rows: int = 10_000, # at most
 ): # (min(n, n_rows), d)
     "Rows at even distances, so that sorted data keep their variety; enough to measure, and fast for wide features."
+    z = as_numbers(z, 'z')
     return z if len(z) <= n_rows else z[np.linspace(0, len(z) - 1, n_rows).astype(int)]
 
 def _finite_rows(z):
@@ -65,6 +67,7 @@ def _scatter(z, mean):
     return sum((p - mean).T @ (p - mean) for p in _parts(z))
 
 # %% ../../nbs/diagnostics/00_collapse.ipynb #d0c70008
+@accepts(rate=real(), d=whole(1), eps=real(above=0))
 def directions(
     rate: float, # R, nats
     d: int, # dimension of the embedding
@@ -79,6 +82,7 @@ def directions(
     return high
 
 # %% ../../nbs/diagnostics/00_collapse.ipynb #d0c7000b
+@accepts(n_clusters=optional(whole(1)))
 def as_labels(
     labels, # (n,) int, -1 noise: tensor, array or list
     n_clusters: int | None = None, # K; None: any number
@@ -90,6 +94,7 @@ def as_labels(
         raise InputError(f'labels holds {labels.max()} with n_clusters={n_clusters}; expected at most {n_clusters - 1}')
     return labels
 
+@accepts(n_clusters=optional(whole(1)))
 def cluster_shares(
     labels, # (n,) int clusters, -1 noise
     n_clusters: int | None = None, # K; None: one more than the largest label
@@ -98,12 +103,12 @@ def cluster_shares(
     labels = as_labels(labels, n_clusters)
     return np.bincount(labels[labels >= 0], minlength=n_clusters or 0) / len(labels)
 
+@accepts(logits=a_tensor(2))
 def assignment_statistics(
     logits: torch.Tensor, # (n, K) float, logits or probabilities
     probabilities: bool = False, # whether they are probabilities
 ) -> dict[str, torch.Tensor]: # 0-d float tensors by name
     "How a batch uses the clusters. Nothing waits for the device, so a training step may log this as it is."
-    if logits.ndim != 2: raise InputError(f'logits have shape {tuple(logits.shape)}; expected (n, K)')
     p = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     if not probabilities: p = p.softmax(1)
     share = torch.zeros_like(p).scatter_(1, p.argmax(1, keepdim=True), 1.).mean(0)

@@ -23,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.checks import accepts, optional, real, whole, choice
 from ..augment.compose import Augment
 from ..augment.operations import CentreCrop, Resize
 from ..augment.presets import preset
 from ..core.config import Config, param
 from ..core.devices import pick_device
-from ..core.errors import InputError
+from ..core.errors import InputError, shown
 from ..core.ranks import rank_and_world
 from ..core.seeds import generator, initialised, seed_of
 from ..data.images import Images
@@ -53,6 +54,18 @@ def _pooled(shape, pool):
     c, *sides = shape
     return c, *((side + 2 * pool[2] - pool[0]) // pool[1] + 1 for side in sides)
 
+def _layer_shape(shape, what):
+    "The rule of the shape of a layer: (C, H, W), or (F,)."
+    if not isinstance(shape, (tuple, list)) or len(shape) not in (1, 3):
+        raise InputError(f'{what}={shown(shape)}; expected (C, H, W), or (F,)')
+    return tuple(whole(1)(n, what) for n in shape)
+
+def _an_estimator(model, what):
+    "The rule of an estimator, a network, or the folder of a run."
+    if isinstance(model, (nn.Module, str, Path)) or hasattr(model, 'get_params'): return model
+    raise InputError(f'{what} is {shown(model, 60)}; expected a fitted estimator, a network or the folder of a run')
+
+@accepts(volume=whole(1), shape=_layer_shape)
 def pool_for(
     shape: tuple, # (C, H, W) of a map
     volume: int = VOLUME, # numbers that may be left
@@ -63,6 +76,7 @@ def pool_for(
     pools = [pool for pool in pools if min(_pooled(shape, pool)) > 0]
     return max((p for p in pools if size(p) <= volume), key=size, default=min(pools, key=size))
 
+@accepts(shape=_layer_shape, n_classes=whole(1))
 def probe(
     shape: tuple, # (C, H, W) of what the layer gives
     n_classes: int, # outputs
@@ -161,6 +175,7 @@ def _digest(module):
         h.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()
 
+@accepts(checkpoint_every=whole(1))
 def fit_stage(
     stage: Stage, # to run
     batches: Batches, # the data
@@ -186,6 +201,7 @@ def _resized(augment, size):
     geometric = [op for op in ops if op.geometric]
     return Augment([*geometric, Resize(size), *ops[len(geometric):]])
 
+@accepts()
 def ten_crops(
     pixels: torch.Tensor, # (B, C, H, W) uint8
     augment: Augment, # its plain transform determines what share of each side a crop has, 7/8 where it does not crop
@@ -290,6 +306,8 @@ def _rows(network, hits):
             for name, width, (top1, top5) in zip(network.layers, widths, hits.tolist())]
 
 # %% ../../nbs/evaluation/03_probes.ipynb #16c0001b
+@accepts(model=_an_estimator, epochs=whole(1), batch_size=whole(1), lr=optional(real(above=0)), n_crops=choice(1, 10),
+         volume=whole(1))
 def layer_probes(
     model, # an estimator, the folder of a run, or a network (its `backbone` where it has one)
     train: Images, # with labels
@@ -312,6 +330,7 @@ def layer_probes(
     size = tuple(x.shape[2:])
     return _probed(stage, train, test, views, size, batch_size, n_crops, x.device, options, volume=volume)
 
+@accepts(model=_an_estimator, epochs=whole(1), batch_size=whole(1), lr=optional(real(above=0)), n_crops=choice(1, 10))
 def linear_evaluation(
     model, # an estimator, the folder of a run, or a network (its `backbone` where it has one)
     train: Images, # with labels
@@ -350,7 +369,7 @@ class ProbeConfig(Config):
     lr: float = param(.01, above=0) # at the start; falls to a tenth after 10, 20 and 30 of 36 epochs, or in proportion
     n_crops: int = param(1, choices=(1, 10)) # validation: 1, the plain transform; 10, five crops and their mirrors
     volume: int = param(9600, low=1) # numbers that a probe may read; the pools of an AlexNet are fixed
-    seed: int = param(0, low=0) # every random choice follows from it
+    seed: int = param(0, low=0, high=2 ** 32 - 1) # every random choice follows from it
     device: str = param('auto') # auto, cpu, cuda, cuda:1, mps
     amp: str = param('off', choices=AMP) # mixed precision: off, bf16, fp16
 

@@ -15,6 +15,7 @@ __all__ = ['PROTOCOLS', 'linear_svm', 'linear_probe', 'cluster_scores', 'kmeans_
 
 # %% ../../nbs/evaluation/02_protocols.ipynb #2ecc064b
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +24,12 @@ import torch.nn.functional as F
 from sklearn.svm import LinearSVC
 from torch import nn
 
+from ..core import checks
+from ..core.checks import accepts, optional, real, several
 from ..cluster import kmeans_labels
 from ..core.config import Config, param
 from ..core.devices import pick_device
-from ..core.errors import InputError, one_of
+from ..core.errors import InputError, one_of, shown
 from ..core.progress import progress
 from ..core.seeds import generator, initialised, seed_of
 from ..metrics import (accuracy, as_features, check_components, greedy_accuracy, knn_accuracy,
@@ -35,6 +38,7 @@ from ..nets.heads import KINDS
 from ..subspaces import subspace_clustering
 
 # %% ../../nbs/evaluation/02_protocols.ipynb #651bb99a
+@accepts(C=real(above=0))
 def linear_svm(
     train_x, # (n, d) float
     train_y, # (n,) int
@@ -56,6 +60,8 @@ def _pairs(train_x, train_y, test_x, test_y):
     return train_x, train_y, *as_features(test_x, test_y, 'test', train_x.shape[1])
 
 # %% ../../nbs/evaluation/02_protocols.ipynb #2c0e4b22
+@accepts(epochs=checks.whole(1), batch_size=checks.whole(1), lr=real(above=0), momentum=real(0, below=1),
+         weight_decay=real(0))
 def linear_probe(
     train_x, # (n, d) float
     train_y, # (n,) int
@@ -114,6 +120,7 @@ def cluster_scores(
     "All scores of a clustering, with the greedy accuracy beside the optimal one."
     return {**scores(y, labels), 'greedy': greedy_accuracy(y, labels)}
 
+@accepts(n_clusters=optional(checks.whole(1)))
 def kmeans_accuracy(
     x, # (n, d) float
     y, # (n,) int
@@ -144,7 +151,7 @@ class EvaluateConfig(Config):
     gamma: float = param(100., above=1) # ensc: larger values give denser codes
     tau: float = param(1., above=0, high=1) # ensc: share of the 1-norm
     keep: int = param(50, low=1) # ensc: how many of the largest coefficients of each code count
-    seed: int = param(0, low=0) # every random choice follows from it
+    seed: int = param(0, low=0, high=2 ** 32 - 1) # every random choice follows from it
     device: str = param('auto') # auto, cpu, cuda, cuda:1, mps
 
 def _svm(train, test, o): return linear_svm(*train, *test)
@@ -172,6 +179,7 @@ PROTOCOLS = dict(
 _SUBSPACES = ('nearest_subspace', 'ensc')       # their subspaces go through the origin
 _SUPERVISED = ('svm', 'knn', 'nearest_subspace', 'linear_probe')
 
+@accepts()
 def protocol_names(
     text: str, # names of protocols, separated by commas
 ) -> list[str]:
@@ -181,6 +189,7 @@ def protocol_names(
     return [one_of(n, PROTOCOLS, 'protocol') for n in dict.fromkeys(wanted)]
 
 # %% ../../nbs/evaluation/02_protocols.ipynb #c6529df8
+@accepts(protocols=several(str), whole=optional(several()))
 def evaluate(
     train_x, # (n, d) float, features of the training samples
     train_y, # (n,) int, their classes
@@ -245,6 +254,12 @@ def _check(names, train, clustered, o):
 _COLUMNS = dict(acc='ACC', nmi='NMI', ari='ARI', ami='AMI', purity='purity', greedy='greedy ACC')
 _LEFT_OUT = {*_COLUMNS, 'seconds', 'noise', 'scored_on'}        # of the column that holds the rest as text
 
+def _found(found, what):
+    "The rule of what `evaluate` gives: numbers by protocol."
+    if isinstance(found, Mapping) and all(isinstance(v, Mapping) for v in found.values()): return found
+    raise InputError(f'{what} is {shown(found)}; expected the numbers of each protocol, as evaluate gives them')
+
+@accepts(found=_found)
 def results_table(
     found: dict, # of `evaluate`; other names may stand beside protocols
 ) -> list[dict]: # a row per protocol: protocol, scored on, ACC, NMI, ARI, AMI, purity, greedy ACC, also (text), seconds

@@ -11,7 +11,7 @@ is `LabelTraining`."""
 __all__ = ['labels_of_heads', 'write_labels', 'read_labels', 'LabelTraining', 'train_on_labels']
 
 # %% ../../nbs/evaluation/04_retrain.ipynb #536ac580
-import csv, hashlib, math
+import csv, hashlib
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,10 @@ import torch
 from ..augment.compose import Augment
 from ..augment.operations import PointNoise
 from ..augment.presets import preset
-from ..core.checks import as_array
+from ..core.checks import as_array, accepts, optional, real, several, whole
 from ..core.devices import pick_device
 from ..core.errors import InputError
-from ..core.files import write_file
+from ..core.files import as_path, check_regular, csv_cell, csv_value, write_file
 from ..core.ranks import rank_and_world
 from ..core.seeds import generator, initialised
 from ..data.images import Images
@@ -38,6 +38,7 @@ from ..training.stage import Stage
 from ..training.trainer import Trainer
 
 # %% ../../nbs/evaluation/04_retrain.ipynb #848b49ee
+@accepts(n=whole(0))
 def labels_of_heads(
     labels, # (H, N) or (N,) whole numbers from 0: tensor, array or list
     n: int, # N, the number of images
@@ -54,6 +55,7 @@ def labels_of_heads(
         raise InputError(f'a label of image {first} is {labels.min()}; expected 0 and above: leave noise out')
     return labels.astype(np.int64)
 
+@accepts()
 def write_labels(
     path: str | Path, # the CSV file
     ids, # (N,) str, all different: `Images.ids`
@@ -62,7 +64,7 @@ def write_labels(
     "Write one row per image, all of them or none."
     ids = list(_places(ids))
     labels = labels_of_heads(labels, len(ids))
-    rows = (','.join((_quoted(i), *map(str, row))) for i, row in zip(ids, labels.T.tolist()))
+    rows = (','.join((_quoted(csv_cell(i)), *map(str, row))) for i, row in zip(ids, labels.T.tolist()))
     text = '\n'.join((_header(len(labels)), *rows)) + '\n'
     with write_file(path) as f: f.write(text.encode('utf-8', 'surrogateescape'))
 
@@ -74,7 +76,7 @@ def _quoted(text):
 
 def _places(ids):
     "The place of each id."
-    ids = list(map(str, ids))
+    ids = list(map(str, several(least=0)(ids, 'ids')))
     twice = _first_twice(ids)
     if twice is not None:
         raise InputError(f'the id {twice!r} stands for several images; expected ids that are all different')
@@ -86,6 +88,7 @@ def _first_twice(ids):
     return next((i for i in ids if i in seen or seen.add(i)), None)
 
 # %% ../../nbs/evaluation/04_retrain.ipynb #35e96379
+@accepts()
 def read_labels(
     path: str | Path, # a file made by `write_labels`, or of its form
     ids, # (N,) str: the images that the labels are wanted for
@@ -110,7 +113,7 @@ def _place(row, places, labels, path, n):
     if len(row) != labels.shape[1] + 1:
         raise InputError(f'{path}: row {n}, {_shown(row)}, has {len(row)} fields; '
                          f'expected the id and {labels.shape[1]} labels')
-    place = places.get(row[0])
+    place = places.get(csv_value(row[0]), places.get(row[0]))
     if place is None:
         raise InputError(f'{path}: row {n} is of {row[0]!r}, which is none of the {len(places)} images; '
                          'give the images that the file was made for')
@@ -120,6 +123,8 @@ def _place(row, places, labels, path, n):
 
 def _rows(path):
     "Number and fields of every row; empty rows are left out."
+    path = as_path(path)
+    check_regular(path)
     try:
         with open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as f:
             yield from ((n, row) for n, row in enumerate(csv.reader(f, strict=True), 1) if row)
@@ -144,6 +149,7 @@ class LabelTraining(Stage):
     name = 'labels'
     drops, of = (6, 8), 10       # shares of the epochs after which the learning rate falls to a tenth
 
+    @accepts(lr=real(above=0), momentum=real(0, below=1), weight_decay=real(0))
     def __init__(
         self,
         network: HeadsNet, # what is trained
@@ -177,6 +183,8 @@ class LabelTraining(Stage):
         return loss, dict(accuracy=(logits.detach().argmax(2) == targets).float().mean())
 
 # %% ../../nbs/evaluation/04_retrain.ipynb #c0cf45f6
+@accepts(images=None, epochs=whole(1), batch_size=whole(1), lr=real(above=0), momentum=real(0, below=1),
+         weight_decay=real(0), n_clusters=optional(whole(1)), checkpoint_every=whole(1))
 def train_on_labels(
     images: Images, # or anything else that `as_images` takes
     labels, # (H, N) or (N,) whole numbers from 0, or the CSV file that holds them
@@ -198,7 +206,6 @@ def train_on_labels(
     images, device = as_images(images), pick_device(device)
     labels = _labels_of(images, labels)
     n_clusters = _n_clusters(labels, n_clusters)
-    _check_ranges(epochs, batch_size, lr, momentum, weight_decay)
     build = lambda: HeadsNet(*make_backbone(backbone, images.shape[0]), n_clusters, len(labels))
     network = initialised(build, seed).to(device)
     batches = _batches(images, _augment(augment, images), batch_size, seed, device)
@@ -212,15 +219,6 @@ def train_on_labels(
     rows = Trainer([stage], batches, run, checkpoint_every=checkpoint_every, resume=resume).train()
     if run: run.finish({k: rows[-1][k] for k in ('loss', 'accuracy')})
     return network.eval()
-
-def _check_ranges(epochs, batch_size, lr, momentum, weight_decay):
-    for name, value, good in (
-            ('epochs', epochs, epochs >= 1),
-            ('batch_size', batch_size, batch_size >= 1),
-            ('lr', lr, 0 < lr < math.inf),
-            ('momentum', momentum, 0 <= momentum < 1),
-            ('weight_decay', weight_decay, 0 <= weight_decay < math.inf)):
-        if not good: raise InputError(f'{name}={value} is out of range')
 
 def _labels_of(images, labels):
     "Labels (H, N) of these images, which may be given as a file."

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.checks import accepts, a_tensor, real, whole
 from ..augment.compose import Augment
 from ..augment.presets import preset
 from ..core.devices import pick_device
@@ -36,6 +37,7 @@ from ..training.batches import Batches
 from ..training.stage import Stage
 
 # %% ../../nbs/evaluation/05_rotation.ipynb #16d00004
+@accepts(x=a_tensor(kind='real'))
 def rotations(
     x: torch.Tensor, # (B, C, H, H)
 ) -> torch.Tensor: # (4B, C, H, H): all as they are, all turned by 90 degrees, by 180, by 270
@@ -102,6 +104,7 @@ class RotationStage(Stage):
 
 # %% ../../nbs/evaluation/05_rotation.ipynb #16d0000b
 @torch.no_grad()
+@accepts(batch_size=whole(1))
 def rotation_accuracy(
     network: RotationNet, # put into evaluation mode
     images: Images, # any
@@ -135,6 +138,7 @@ def _check_passes(network, images, views, device):
     for x in (views(pixels, generator(0, device=device)), views.plain(pixels)):
         check_input(network.backbone, tuple(rotations(x).shape))
 
+@accepts(epochs=whole(1), batch_size=whole(1), lr=real(above=0))
 def retrain_with_rotation(
     images: Images, # labels of their own are not used
     labels, # (H, n) or (n,) int, those to learn, in the order of the images; `None`: rotation only

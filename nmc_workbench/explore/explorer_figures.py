@@ -1,8 +1,8 @@
-"""Clusters against classes, sizes and confidence, and the curves of a run: small figures that answer a click.
+"""Clusters against classes, sizes and separation, and the curves of a run: small figures that answer a click.
 
-`matrix_figure` shows counts of clusters (rows) against classes, `bars_figure` the size and the mean confidence of every
+`matrix_figure` shows counts of clusters (rows) against classes, `bars_figure` the size and the mean separation of every
 cluster, and `curves_figure` the metrics that `logged` finds in the run's log. `line_widths` frames the bars of selected
-clusters, `cluster_label` writes a cluster's number and name, and `HEIGHT` is the height of all figures. Each figure is
+clusters, `cluster_label` writes a cluster's number and name, and `HEIGHT` is the height of the figures. Each figure is
 a plotly figure whose traces have names, as `live_figure` needs them. Names of clusters were typed by a person: they are
 shown as text and never read as HTML."""
 
@@ -14,15 +14,16 @@ __all__ = ['HEIGHT', 'cluster_label', 'matrix_figure', 'bars_figure', 'line_widt
 # %% ../../nbs/explore/04_explorer_figures.ipynb #a2996f1b
 import numpy as np
 
+from ..cluster import SEPARATION
 from ..core.errors import InputError
-from ..core.labels import cluster_name
+from ..core.labels import cluster_name, counted
 from ..plotting.colours import colour_of
 from ..plotting.confusion import confusion_plotly, matched_counts
 from ..plotting.curves import curves
 from ..plotting.figure import graph_objects, plotly_layout, plotly_text
 
 # %% ../../nbs/explore/04_explorer_figures.ipynb #34234919
-HEIGHT = 330 # of the figures, in screen pixels
+HEIGHT = 280 # of the figures, in screen pixels; a matrix of many clusters is higher
 
 def cluster_label(
     k: int, # number of a cluster; -1: noise
@@ -38,15 +39,15 @@ def matrix_figure(
     class_names: list[str], # of the classes
     names: dict | None = None, # {cluster: the name it was given}
 ) -> tuple: # plotly `Figure` with the trace 'cells', the cluster of each row, and the class of each column
-    "Draw clusters against classes, with matching pairs on the diagonal."
-    counts, rows, columns, pairs = matched_counts(y, labels)
+    "Draw clusters that have samples against classes, with matching pairs on the diagonal."
+    counts, rows, columns, pairs = matched_counts(y, labels, empty=False)
     sizes = counts.sum(1)
     share = counts / sizes[:, None].clip(1)
     hits = np.trace(counts[:pairs, :pairs])
     classes = [class_names[c] if c < len(class_names) else c for c in columns]
     figure = confusion_plotly(counts, share, rows, classes, f'{hits / counts.sum():.1%} in matched pairs')
     figure.data[0].update(name='cells', showscale=False)
-    figure.update_layout(height=HEIGHT, margin=dict(l=40, r=10, t=40, b=40))
+    figure.update_layout(height=max(HEIGHT, 90 + min(600, 16 * len(rows))), margin=dict(l=40, r=10, t=40, b=40))
     if len(rows) <= 50: figure.update_yaxes(ticktext=_row_labels(rows, sizes, names or {}), title=None)
     return figure, rows, columns
 
@@ -58,20 +59,20 @@ def _row_labels(rows, sizes, names):
 def bars_figure(
     clusters: list[int], # K numbers of clusters, in order
     sizes: np.ndarray, # (K,) int, samples of each
-    sure: np.ndarray, # (K,) float in [0, 1], mean confidence of each
+    apart: np.ndarray, # (K,) float in [0, 1], mean separation of each
     names: dict | None = None, # {cluster: the name it was given}
-): # plotly `Figure` with the traces 'size' and 'confidence'
-    "Draw size and confidence of every cluster as two rows of bars."
+): # plotly `Figure` with the traces 'size' and 'separation'
+    "Draw size and separation of every cluster as two rows of bars."
     go, names = graph_objects(), names or {}
     if go is None:
         raise InputError('plotly is not installed, and these figures need it: pip install "plotly>=7.1,<8"')
     at = np.arange(len(clusters))
-    rows = zip(clusters, sizes, sure)
-    text = [f'{cluster_label(k, names)}<br>{n:,} samples<br>confidence {c:.2f}' for k, n, c in rows]
+    rows, what = zip(clusters, sizes, apart), f'(mean of {SEPARATION})'
+    text = [f'{cluster_label(k, names)}<br>{counted(n, "sample")}<br>separation {c:.2f}<br>{what}' for k, n, c in rows]
     look = dict(customdata=text, hovertemplate='%{customdata}<extra></extra>',
                 marker=dict(color=[colour_of(k) for k in clusters]), showlegend=False)
     bars = [go.Bar(x=at, y=sizes, name='size', **look),
-            go.Bar(x=at, y=np.round(sure, 4), name='confidence', yaxis='y2', **look)]
+            go.Bar(x=at, y=np.round(apart, 4), name='separation', yaxis='y2', **look)]
     return go.Figure(bars, _bars_layout(clusters))
 
 def _bars_layout(clusters):
@@ -79,10 +80,10 @@ def _bars_layout(clusters):
     ticktext = ['noise' if k < 0 else str(k) for k in clusters]
     ticks = dict(tickvals=np.arange(len(clusters)), ticktext=ticktext) if len(clusters) <= 60 else {}
     axis = dict(gridcolor='#e8e8e8', zeroline=False)
-    return plotly_layout('size and confidence', HEIGHT, margin=dict(l=50, r=10, t=40, b=50),
+    return plotly_layout('size and separation', HEIGHT, margin=dict(l=50, r=10, t=40, b=50),
                          xaxis=dict(title=dict(text='cluster', standoff=4), anchor='y2', showgrid=False, **ticks),
-                         yaxis=dict(domain=[.48, 1], title='samples'),
-                         yaxis2=dict(domain=[0, .42], title='confidence', range=[0, 1], **axis))
+                         yaxis=dict(domain=[.56, 1], title='samples'),
+                         yaxis2=dict(domain=[0, .42], title='separation', range=[0, 1], **axis))
 
 def line_widths(
     clusters: list[int], # K numbers of clusters, those of the bars

@@ -101,7 +101,8 @@ def _draw_bars(figure, tree, hover, where):
     ends = np.where(tree.mortal, tree.deaths, _frame(tree)[2])[order]
     figure.add_bar(name='bars', base=ends, x=tree.births[order] - ends, y=np.arange(len(order)), orientation='h',
                    marker=coloured(len(order), line=dict(color='#111111', width=0)),
-                   customdata=[hover[i] for i in order], hovertemplate='%{customdata}<extra></extra>', **where)
+                   text=[''] * len(order), textposition='none', customdata=[hover[i] for i in order],
+                   hovertemplate='%{text}%{customdata}<extra></extra>', **where)
 
 def _draw_points(figure, tree, hover, where):
     "Draw every component as a point, and an empty trace for the ring around the selected one."
@@ -109,7 +110,7 @@ def _draw_points(figure, tree, hover, where):
     add = figure.add_scatter if n <= 1000 else figure.add_scattergl
     add(name='points', x=tree.births, y=np.where(tree.mortal, tree.deaths, (bottom + top) / 2), mode='markers',
         marker=coloured(n, size=10 if n <= 60 else 7, line=dict(color='white', width=.7)),
-        customdata=hover, hovertemplate='%{customdata}<extra></extra>', **where)
+        text=[''] * n, customdata=hover, hovertemplate='%{text}%{customdata}<extra></extra>', **where)
     ring = dict(symbol='circle-open', size=18, color='#111111', line=dict(width=2))
     figure.add_scatter(name='ring', x=[], y=[], mode='markers', marker=ring, hoverinfo='skip', **where)
 
@@ -125,7 +126,7 @@ def _diagram_layout(figure, tree):
     figure.update_xaxes(axis).update_yaxes(death, row=1, col=1)
     figure.update_layout(xaxis=dict(title='birth', range=[left, right]),
                          yaxis=dict(title='death', range=[bottom, right]),
-                         xaxis2=dict(title='height, from death (left) to birth (right)', range=[never, right]),
+                         xaxis2=dict(title='height: each bar runs from death to birth', range=[never, right]),
                          yaxis2=_bars_axis(len(tree.births)))
     figure.add_shape(type='line', xref='x', yref='y', line=dict(color='#222222', width=2, dash='dash'),
                      **tau_line(tree, 0))
@@ -133,7 +134,7 @@ def _diagram_layout(figure, tree):
 
 def _bars_axis(n):
     "Return the vertical axis of the barcode of `n` components."
-    title = f'the {BARS} most persistent of {n:,}' if n > BARS else 'component, by persistence'
+    title = f'the {BARS} most persistent of {n:,}' if n > BARS else 'clusters and what is merged, by persistence'
     return dict(title=dict(text=title, font=dict(size=11)), range=[max(min(n, BARS), 8) - .4, -.6],
                 showticklabels=False, showgrid=False, zeroline=False, ticks='')
 

@@ -15,12 +15,12 @@ import threading
 import numpy as np
 import torch
 
-from ..core.checks import as_integers
+from ..core.checks import as_integers, accepts, whole
 from ..core.errors import InputError
 from ..data.catalog import load
 from ..methods import NMCE
 from ..metrics import accuracy
-from ..plotting.colours import colour_of
+from ..plotting.colours import class_colour_of, colour_of
 from ..plotting.figure import Picture, mpl_text, new_figure, styled
 from ..training.callbacks import EveryEpochs
 
@@ -65,7 +65,7 @@ def toy_picture(
 
 def _draw_regions(ax, regions, extent, x, arms):
     from matplotlib.colors import to_rgb
-    colours = np.array([to_rgb(colour_of(k + 2)) for k in range(regions.shape[2])])     # not the colours of the arms
+    colours = np.array([to_rgb(colour_of(k)) for k in range(regions.shape[2])])
     pale = (1 - .35 * (1 - regions @ colours)).clip(0, 1)
     ax.imshow(pale, extent=[-extent, extent] * 2, origin='lower', interpolation='bilinear')
     _draw_points(ax, x, arms)
@@ -76,7 +76,7 @@ def _draw_points(ax, x, arms):
     "Draw points in the colours of their arms."
     size = float(np.clip(6000 / len(x), 1.5, 14))
     for k in np.unique(arms):
-        ax.scatter(*x[arms == k].T, s=size, color=colour_of(k), linewidths=0, label=f'arm {k}')
+        ax.scatter(*x[arms == k].T, s=size, color=class_colour_of(int(k)), linewidths=0, label=f'arm {k}')
 
 def _draw_embedding(ax, z, arms):
     "Draw the embedding on its two leading directions."
@@ -91,6 +91,7 @@ def _draw_embedding(ax, z, arms):
 class ToyLab:
     "Sliders, a Train and a Stop button, and the picture; `lab.ui` is the widget."
 
+    @accepts(every=whole(1), n_steps=whole(1), epochs=whole(1))
     def __init__(self,
         seed: int = 0, # of the weights and the points
         every: int = 2, # epochs between pictures

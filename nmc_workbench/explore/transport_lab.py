@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.checks import as_array, as_finite
+from ..core.checks import as_array, as_finite, accepts, real, whole, several
 from ..core.config import convert
-from ..core.errors import InputError
+from ..core.errors import InputError, escaped
 from ..core.seeds import generator
 from ..evaluation.features import extract
 from .persistence_figures import coloured
@@ -43,7 +43,9 @@ def as_logits(
     logits, # (N, K) float, at most `LARGEST` entries
 ) -> np.ndarray: # (N, K) float64
     "Return logits as an array, or raise an `InputError` if they are not finite or too many."
-    x = as_array(logits).astype('f8')
+    x = as_array(logits, 'logits')
+    if x.dtype.kind not in 'fiub': raise InputError(f'logits have dtype {x.dtype}; expected real numbers')
+    x = x.astype('f8')
     finite = np.isfinite(x).all()
     if x.ndim != 2 or not x.size or not finite:
         more = '' if finite else ' and values that are not finite'
@@ -87,8 +89,7 @@ def powers_picture(
 ) -> Picture:
     "Draw the plans of several powers with their numbers; the samples are in the same order in all of them."
     x = as_logits(logits)
-    plans = [solved(x, p) for p in powers]
-    if not plans: raise InputError('no powers; expected at least one')
+    plans = [solved(x, p) for p in several()(powers, 'powers')]
     order = plan_order(plans[-1][1])
     figure, axes = new_figure(min(8.6, .6 + 2.1 * len(plans)), 4.4, ncols=len(plans), sharey=True)
     for ax, power, (plan, Q) in zip(axes[0], powers, plans): _draw_plan(ax, power, plan, Q, order)
@@ -163,6 +164,7 @@ def places_figure(
 class TransportLab:
     "The plan of a few samples with a power to move; `lab.ui` is the widget."
 
+    @accepts(power=real(above=0))
     def __init__(self,
         logits, # (N, K) float, at most 20,000 entries
         where=None, # (N, 2) float, a map of the samples; None: no map is shown
@@ -205,6 +207,7 @@ class TransportLab:
         self.ui = w.VBox([self.slider, w.HBox([column(self.heat), column(*right)], layout=wrapped)])
 
     @classmethod
+    @accepts(n=whole(2, 100_000))
     def of_blobs(cls,
         n: int = 60, # number of points
         seed: int = 0, # of their places
@@ -235,8 +238,8 @@ class TransportLab:
         logits = extract(model, some, 'cluster')
         n = min(len(some), max(1, LARGEST // logits.shape[1]))
         power = power or config.get('power') or config.get('lamb') or 25.       # lamb: its name in older runs
-        return cls(logits[:n], power=power, names=[str(i) for i in some.ids[:n]],
-                   title=f'{config["method"]}, {config.get("dataset")}: {n} of {len(images):,} samples')
+        return cls(logits[:n], power=power, names=[escaped(i) for i in some.ids[:n]],
+                   title=f'{config["method"]}, {escaped(config.get("dataset"))}: {n} of {len(images):,} samples')
 
     @property
     def power(self) -> float:

@@ -19,18 +19,20 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 
+from ..core.checks import as_integers
 from ..core.config import convert
 from ..core.devices import pick_device
 from ..core.errors import InputError
-from ..core.files import write_torch
+from ..core.files import as_path, write_torch
 from ..core.ranks import rank_and_world
 from ..core.seeds import generator
+from ..augment.compose import Augment, centre_and_spread
 from ..data.images import Images
 from ..data.readers import as_images
 from .config import RunConfig, with_recipe, result_parameters
 from ..metrics import scores
 from ..nets.heads import check_input
-from ..runs.checkpoints import load_checkpoint, load_state
+from ..runs.checkpoints import clear_damage, load_checkpoint, load_state
 from ..runs.finished import config_of
 from ..runs.folder import run_on_main
 from ..training.batches import Batches
@@ -56,9 +58,16 @@ def _refuse_aliases(init, aliases):
         init(self, *args, **given)
     return checked
 
+class _Drawn:
+    "An augmentation whose plain transform draws a view."
+    def __init__(self, augment, noise): self.augment, self.noise = augment, noise
+    def plain(self, pixels): return self.augment(pixels, self.noise)
+
 class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     "Base of the estimators; a method derives from it and from its config. `X` is anything that `as_images` takes."
 
+    standard_ = None                # origin and unit of the points of the fit, where they were centred and scaled
+    centres_features = False        # the network itself centres and scales what comes from an encoder
     asks_for_clusters = True        # n_clusters must be known; False: the method finds it
     keeps_merge_tree = False        # a fit leaves `tree_`, `diagram_` and `tau_`, which the persistence page opens
 
@@ -79,10 +88,11 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         images = as_images(X, y)
         config = self.config_ = self.config(images)
         device = _device(config)
+        self.standard_ = centre_and_spread(images.pixels) if self._is_centred(images, config) else None
         self.network_ = self._build(config, images.shape)
         self._load_initial_weights(config)
         _place(self.network_, device)
-        batches = self._batches(images, config, device)
+        batches = self._in_its_unit(self._batches(images, config, device))
         self._check_inputs(batches)
         self.run_ = self._open_run(config, images, device)
         self.trainer_ = self._trainer(config, batches)
@@ -91,20 +101,48 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     def _trainer(self, config, batches):
         "The trainer of the stages, which continues a run where the parameters say so."
         return Trainer(self._stages(config), batches, self.run_,
-                       config.amp, config.checkpoint_every, config.resume, config.compile)
+                       config.amp, config.checkpoint_every or 10, config.resume, config.compile)
+
+    def _is_centred(self, images, config):
+        "Whether points are centred and scaled: not the spiral, which has a unit, nor in a run that began without."
+        return images.is_points and images.name != 'spiral' and not self._made_before(config)
+
+    @staticmethod
+    def _made_before(config):
+        "Whether a run that goes on was made by a version that took points as they are."
+        path = as_path(config.run_dir or '.') / 'config.json'
+        goes_on = config.resume and config.run_dir and path.is_file()
+        return bool(goes_on) and 'standardised' not in config_of(path.parent)
+
+    def augmentation(self) -> Augment:
+        "How the views of a sample are drawn, points in the origin and the unit of the fit."
+        return self._augment(self.config_).standardising(None if self.centres_features else self.standard_)
 
     def _batches(self, images, config, device):
         "Batches of augmented views of the images."
         return Batches(images, self._augment(config), config.batch_size, config.n_views, config.seed, device)
+
+    def _in_its_unit(self, batches):
+        "The batches with points centred and scaled, unless the network does that with features."
+        if not self.centres_features: batches.augment = batches.augment.standardising(self.standard_)
+        return batches
 
     def _load_initial_weights(self, config):
         "Load the weights to start from, where the parameters name some; those drawn from the seed are there already."
 
     def _check_inputs(self, batches):
         "Refuse images that the network or the augmentation cannot take, before a folder is made."
+        self._check_batch_size(batches)
         pixels = batches.images.take(torch.arange(min(2, len(batches.images)), device=batches.device))
         check_input(self.network_, batches.augment(pixels, generator(0, device=batches.device)).shape)
         check_input(self.network_, batches.augment.plain(pixels).shape)
+
+    def _check_batch_size(self, batches):
+        "Refuse batches of one sample per rank where the network needs the statistics of a batch."
+        normalises = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.network_.modules())
+        if normalises and batches.batch_size // batches.world < 2:
+            raise InputError(f'batch_size={batches.batch_size} on {batches.world} rank(s); '
+                             'batch normalisation needs at least 2 samples on each')
 
     def config(self, images: Images) -> RunConfig:
         "The parameters with the recipe filled in, checked against the data."
@@ -132,6 +170,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def finish(self, **more):
         "Label and embed the images, score them where there are labels, and write all of it and `more` into the run."
+        self._refuse_before('trainer_', 'call fit, or prepare and train')
         images = self.trainer_.batches.images
         self.embedding_, logits = self._predict(self.trainer_.batches)
         self._fit_clusters(self.embedding_)
@@ -161,6 +200,16 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         "Softmax of the cluster logits of each image, after the plain transform."
         return torch.from_numpy(self._predict(self.plain_batches(X))[1]).softmax(1).numpy()
 
+    def predict_views(self, X, n_views: int = 2, seed: int = 0) -> np.ndarray: # (V, n) int
+        "Cluster of each of several augmented views of every image; where they differ, it depends on the view."
+        return np.stack([self._label(*self._predict(self._views_drawn(X, seed, v))) for v in range(n_views)])
+
+    def _views_drawn(self, X, seed, number):
+        "Batches as `plain_batches` gives them, in which every image is replaced by a view of it."
+        batches = self.plain_batches(X)
+        batches.augment = _Drawn(batches.augment, generator(seed, 'views', number, device=batches.device))
+        return batches
+
     def transform(self, X) -> np.ndarray: # (n, d) float32
         "Embedding of each image, after the plain transform."
         return self._predict(self.plain_batches(X))[0]
@@ -185,6 +234,8 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def save(self, path: str | Path):
         "Write parameters, weights and shapes into one file, whole or not at all."
+        standard = dict(standard=self.standard_) if self.standard_ else {}
+        self._refuse_before('network_', 'call fit or load first')
         params = self.config_class(**self.get_params()).checked()
         network = self.network_
         write_torch(path, dict(
@@ -193,28 +244,40 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
             config=result_parameters(self.config_),
             shape=list(network.input_shape),
             weights=network.state_dict(),
-            more=self._extra_state()))
+            more=self._extra_state(),
+            **standard))
 
     @classmethod
     def load(cls, path: str | Path, device: str = 'auto') -> 'Method':
         "An estimator that predicts, from a file made by `save` or from a run folder."
-        path = Path(path) / 'model.pt' if Path(path).is_dir() else Path(path)
+        path = as_path(path)
+        if path.is_dir(): path = path / 'model.pt'
         saved = load_checkpoint(path)
         if saved.get('method') != cls.__name__:
             raise InputError(f'{path} was saved by {saved.get("method")}, not {cls.__name__}')
+        device = pick_device(device)
+        with clear_damage(path): self = cls._of_saved(saved, path)
+        _remember_data(self.config_, path.parent / 'config.json')
+        _place(self.network_, device)
+        return self
+
+    @classmethod
+    def _of_saved(cls, saved, path):
+        "The estimator of what `save` wrote, on the CPU."
         today = cls.config_class.translated
         self = cls(**today(saved['params']))
-        self.config_ = cls.config_class(**today(saved['config']))
-        _remember_data(self.config_, path.parent / 'config.json')
+        self.config_ = cls.config_class(**today(saved['config'])).checked()
+        self.standard_ = saved.get('standard')          # a model of an older version takes points as they are
         self._set_extra_state(saved.get('more', {}))
-        self.network_ = _place(self._build(self.config_, tuple(saved['shape'])), pick_device(device))
+        shape = tuple(as_integers(saved['shape'], 'shape', low=1, least=1).tolist())
+        self.network_ = self._build(self.config_, shape)
         load_state(self.network_, saved['weights'], str(path))
         self._set_n_clusters()
         return self
 
     def _more_configuration(self) -> dict:
         "What `config.json` holds beside the parameters."
-        return {}
+        return dict(standardised=True) if self.standard_ else {}
 
     def _open_run(self, config, images, device):
         "The run's folder with its configuration written, or `None` where no folder is asked for."
@@ -222,14 +285,18 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         return run_on_main(config.run_dir, values, images, device, config.resume,
                            runtime=config.runtime_names(), translate=config.translated)
 
+    def _refuse_before(self, needed, remedy):
+        "Raise an `InputError` where what a fit leaves behind is not there."
+        if needed not in vars(self): raise InputError(f'this {type(self).__name__} is not fitted; {remedy}')
+
     def plain_batches(self, X) -> Batches:
         "Batches of `X` on the network's device, for the plain transform."
         name = type(self).__name__
-        if not hasattr(self, 'network_'): raise InputError(f'this {name} is not fitted; call fit or load first')
+        self._refuse_before('network_', 'call fit or load first')
         images, device = as_images(X), next(self.network_.parameters()).device
         shape, fitted = tuple(images.shape), tuple(self.network_.input_shape)
         if shape != fitted: raise InputError(f'images have shape {shape}; this {name} was fitted on {fitted}')
-        return Batches(images, self._augment(self.config_), 1, 1, device=device)
+        return Batches(images, self.augmentation(), 1, 1, device=device)
 
     @torch.no_grad()
     def _predict(self, batches):
@@ -275,7 +342,7 @@ def open_run(
     device: str = 'auto', # where it computes
 ) -> Method: # fitted
     "The estimator that a finished run left behind."
-    folder, kind = Path(folder).expanduser(), method_of(folder)
+    folder, kind = as_path(folder), method_of(folder)
     if not (folder / 'model.pt').is_file():
         raise InputError(f'{folder} is not finished (model.pt is missing); run it to its end with resume=True')
     return kind.load(folder, device)
@@ -286,7 +353,7 @@ def keeps_merge_tree(
     "Whether a run can be opened as a merge tree with a threshold."
     try: kind = method_of(folder)
     except InputError: return False
-    return kind.keeps_merge_tree and (Path(folder).expanduser() / 'model.pt').is_file()
+    return kind.keeps_merge_tree and (as_path(folder) / 'model.pt').is_file()
 
 def own_kind(
     model, # an estimator

@@ -13,9 +13,11 @@ __all__ = ['Ascent', 'ascend']
 # %% ../../nbs/modes/01_ascent.ipynb #8da4cd57
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..core.checks import accepts, optional, real, whole, as_finite
 from ..core.errors import InputError, one_of
 from .potential import evaluated
 
@@ -37,11 +39,6 @@ class _Rule:
     def __post_init__(self):
         one_of(self.normalise, _DIRECTIONS, 'normalise')
         one_of(self.retract, _RETRACTIONS, 'retract')
-        _expect('step', self.step, self.step > 0, '> 0')
-        for name in ('max_steps', 'tol', 'nudge'):
-            value = getattr(self, name)
-            _expect(name, value, value >= 0, '>= 0')
-        _expect('tries', self.tries, self.tries >= 1, '>= 1')
         self.lengths = [self.step * .5 ** t for t in range(self.tries)] + [self.nudge]
 
     def direction(self, z, s):
@@ -53,9 +50,6 @@ class _Rule:
     def moved(self, z, direction, length):
         z = torch.add(z, direction, alpha=length)
         return F.normalize(z, dim=1) if self.retract else z
-
-def _expect(name, value, good, wanted):
-    if not good: raise InputError(f'{name}={value}; expected {wanted}')
 
 def _step(field, rule, z, phi, direction):
     "Move every row once: new places (n, d), heights (n,) and scores (n, d)."
@@ -114,12 +108,15 @@ def _joined(parts, record):
     return out
 
 def _checked_starts(z):
-    z = torch.as_tensor(z).detach()
-    if z.ndim != 2 or not len(z) or not z.is_floating_point():
+    if not isinstance(z, torch.Tensor): z = torch.from_numpy(np.array(as_finite(z, 'z', dtype=None)))
+    z = z.detach()
+    if z.ndim != 2 or not z.numel() or not z.is_floating_point():
         raise InputError(f'z has shape {tuple(z.shape)} and type {z.dtype}; expected (n, d) float, at least one row')
     if not z.isfinite().all(): raise InputError('z holds values that are not finite; embed or train again')
     return z
 
+@accepts(step=real(above=0), max_steps=whole(0), tol=real(0), nudge=real(0), tries=whole(1, 60),
+         batch_size=optional(whole(1)))
 def ascend(
     potential, # a `Potential`, evaluated without dropout, or a function (B, d) -> (B,) of each row on its own
     z, # (n, d) float, the starts, on the potential's device
@@ -137,7 +134,6 @@ def ascend(
     rule, z = _Rule(step, max_steps, tol, nudge, tries, normalise, retract), _checked_starts(z)
     if retract: z = F.normalize(z, dim=1)
     if batch_size is None: batch_size = 2048 if z.device.type == 'cpu' else 16_384
-    _expect('batch_size', batch_size, batch_size >= 1, '>= 1')
     field = evaluated(potential)
     with torch.no_grad(): out = _joined([_climb(field, rule, part, record) for part in z.split(batch_size)], record)
     if not out.heights.isfinite().all():

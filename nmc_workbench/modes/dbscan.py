@@ -15,8 +15,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import DBSCAN
 
-from ..core.checks import as_finite
-from ..core.errors import InputError
+from ..core.checks import as_finite, accepts, real, whole
 
 # %% ../../nbs/modes/02_dbscan.ipynb #19d0a005
 _ROWS, _COLUMNS = 2048, 8192        # of a block, which takes 100 MB
@@ -177,6 +176,7 @@ def _groups(pairs, points, radius: float) -> np.ndarray: # (n,)
     return group[ball]
 
 # %% ../../nbs/modes/02_dbscan.ipynb #19d0a00c
+@accepts(eps=real(above=0), min_samples=whole(1), small=whole(0))
 def dbscan(
     x, # (N, d) float, finite
     eps: float = .5, # distance up to which two points are neighbours, > 0
@@ -185,8 +185,6 @@ def dbscan(
 ) -> np.ndarray: # (N,) int64, 0, 1, ...; -1: noise
     "The labels of DBSCAN (Ester et al., 1996), in memory that grows with N."
     x = as_finite(x, 'x', dtype=np.float64)
-    if not 0 < eps < np.inf or min_samples < 1:
-        raise InputError(f'eps={eps}, min_samples={min_samples}; expected a distance above 0, and at least 1')
     if len(x) <= small: return DBSCAN(eps=eps, min_samples=min_samples).fit_predict(x).astype(np.int64)
     pairs = _Pairs(x, eps)
     core, (i, j) = _core(pairs, eps, min_samples, np.random.default_rng(0).permutation(len(x)))

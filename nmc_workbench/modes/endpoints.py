@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 
 from ..cluster import NearestPoint
-from ..core.checks import as_array, as_finite
+from ..core.checks import as_array, as_finite, accepts, real, whole
 from ..core.errors import InputError
 from .dbscan import dbscan
 
@@ -42,10 +42,11 @@ def _kmeans(x, eps: float, min_samples: int, seed: int) -> np.ndarray: # (N,)
     k = min(64, max(4, len(x) // 100), len(x))
     warnings.warn(f'DBSCAN found no cluster: none of {len(x):,} end points has {min_samples} within eps={eps:g}; '
                   f'k-means with {k} clusters stands in, so the number of modes is set, not found; '
-                  'raise dbscan_eps, lower dbscan_min_samples, or let the points climb longer', stacklevel=3)
+                  'raise dbscan_eps, lower dbscan_min_samples, or let the points climb longer', stacklevel=4)
     x = (x - x.mean(0)).astype(np.float32)      # twice as quick as float64
     return np.unique(KMeans(k, n_init=10, random_state=seed).fit_predict(x), return_inverse=True)[1]
 
+@accepts(eps=real(above=0), min_samples=whole(1))
 def deduplicate(
     endpoints, # (N, d) float, where the samples' climbs have ended
     phi, # (N,) float, the potential there

@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..core.errors import InputError, one_of
+from ..core.checks import a_function, a_tensor, accepts, choice, real, whole
+from ..core.errors import InputError, one_of, shown
 
 # %% ../../nbs/modes/00_potential.ipynb #19b00005
 _NORMS = 'spectral', 'none'
@@ -33,6 +34,7 @@ def _dropout(x, p, generator):
 
 class Potential(nn.Module):
     "A scalar function of the embedding: linear layers with SiLU and dropout between them."
+    @accepts(dim=whole(1, 2 ** 24), hidden=whole(1, 2 ** 24), depth=whole(1, 1000), dropout=real(0, below=1))
     def __init__(self,
         dim: int, # d, of the embedding
         hidden: int = 512, # width of the hidden layers
@@ -41,7 +43,6 @@ class Potential(nn.Module):
         dropout: float = .1, # after each hidden layer in training, in [0, 1)
     ):
         super().__init__()
-        _check_sizes(dim, hidden, depth, dropout)
         wrap = spectral_norm if one_of(norm, _NORMS, 'potential_norm') == 'spectral' else lambda layer: layer
         dims = [dim] + [hidden] * (depth - 1) + [1]
         self.layers = nn.ModuleList(wrap(_linear(*pair)) for pair in zip(dims[:-1], dims[1:]))
@@ -52,6 +53,8 @@ class Potential(nn.Module):
     def forward(self,
         z: torch.Tensor, # (B, d) float
     ) -> torch.Tensor: # (B,)
+        if not isinstance(z, torch.Tensor) or not z.is_floating_point():
+            raise InputError(f'z is {shown(z, 40)}; this potential takes a float tensor (B, {self.dim})')
         if z.ndim != 2 or z.shape[1] != self.dim:
             raise InputError(f'z has shape {tuple(z.shape)}; this potential takes (B, {self.dim})')
         z = z / self.scale
@@ -60,11 +63,6 @@ class Potential(nn.Module):
             if self.training and self.dropout: z = _dropout(z, self.dropout, self.generator)
         return self.layers[-1](z).squeeze(1)
 
-def _check_sizes(dim, hidden, depth, dropout):
-    if min(dim, hidden, depth) < 1:
-        raise InputError(f'dim={dim}, hidden={hidden}, depth={depth}; expected each at least 1')
-    if not 0 <= dropout < 1: raise InputError(f'dropout={dropout}; expected a share in [0, 1)')
-
 def _linear(n_in, n_out):
     layer = nn.Linear(n_in, n_out)
     nn.init.kaiming_normal_(layer.weight, mode='fan_out')
@@ -72,6 +70,7 @@ def _linear(n_in, n_out):
     return layer
 
 # %% ../../nbs/modes/00_potential.ipynb #19b00009
+@accepts(potential=a_function, z=a_tensor(2, least=0))
 def score(
     potential, # (B, d) -> (B,), each height a function of its own row only
     z: torch.Tensor, # (B, d) float
@@ -93,6 +92,7 @@ def _in_evaluation(potential):
 
 class Evaluated:
     "A `Potential` in evaluation mode: heights, and scores of chosen rows from the same pass."
+    @accepts()
     def __init__(self,
         potential: Potential, # its weights are taken as they are now
     ):
@@ -144,6 +144,11 @@ class _ByAutograd:
         s = torch.autograd.grad(total, z)[0]
         return s if rows is None else s[rows]
 
+def _a_potential(potential, what):
+    "The rule of a potential, ready for many evaluations or not."
+    return potential if isinstance(potential, (Evaluated, _ByAutograd)) else a_function(potential, what)
+
+@accepts(potential=_a_potential)
 def evaluated(
     potential, # a `Potential`, or any function (B, d) -> (B,) whose heights each depend on their own row only
 ): # an object with methods `heights` and `scores`
@@ -151,26 +156,27 @@ def evaluated(
     if isinstance(potential, (Evaluated, _ByAutograd)): return potential
     return Evaluated(potential) if isinstance(potential, Potential) else _ByAutograd(potential)
 
+@accepts(potential=_a_potential, z=a_tensor(2))
 def height_and_score(
     potential, # a `Potential`, evaluated without dropout, or any function (B, d) -> (B,)
     z: torch.Tensor, # (B, d) float
 ) -> tuple[torch.Tensor, torch.Tensor]: # (B,) and (B, d), without a graph
     "The potential and its gradient from one forward and one backward pass."
+    if isinstance(potential, Potential) and z.shape[1] != potential.dim:
+        raise InputError(f'z has shape {tuple(z.shape)}; this potential takes (B, {potential.dim})')
     field = evaluated(potential)
     phi, kept = field.heights(z)
     return phi, field.scores(kept)
 
 # %% ../../nbs/modes/00_potential.ipynb #19b00015
-_WEIGHTS = 'none', 'sigma2'
-
+@accepts(z=a_tensor(2, least=2))
 def mean_std(
     z: torch.Tensor, # (n, d) float, n >= 2
 ) -> torch.Tensor: # scalar
     "The mean over dimensions of the standard deviation: the unit of the noise scales."
-    if z.ndim != 2 or len(z) < 2:
-        raise InputError(f'z has shape {tuple(z.shape)}; expected (n, d) with at least two rows')
     return z.std(0).mean()
 
+@accepts(z_std=real(0), n=whole(1), low=real(above=0), high=real(above=0))
 def noise_scales(
     z_std: float, # from `mean_std`
     n: int, # how many scales
@@ -182,6 +188,7 @@ def noise_scales(
     if not 0 < low <= high: raise InputError(f'low={low}, high={high}; expected 0 < low <= high')
     return z_std * low * (high / low) ** torch.rand(n, generator=generator, device=generator.device)
 
+@accepts(potential=a_function, z=a_tensor(2), sigma=a_tensor(1), eps=a_tensor(2), weight=choice('none', 'sigma2'))
 def dsm_loss(
     potential, # (B, d) -> (B,)
     z: torch.Tensor, # (B, d) float
@@ -190,7 +197,6 @@ def dsm_loss(
     weight: str = 'none', # w: 'none' for 1, 'sigma2' for sigma ** 2
 ) -> torch.Tensor: # scalar
     "The loss of denoising score matching (Vincent, 2011), averaged over rows and dimensions."
-    one_of(weight, _WEIGHTS, 'dsm_weight')
     if sigma.shape != z.shape[:1] or eps.shape != z.shape:
         shapes = f'z {tuple(z.shape)}, sigma {tuple(sigma.shape)}, eps {tuple(eps.shape)}'
         raise InputError(f'{shapes}; expected (B, d), (B,), (B, d)')
@@ -199,13 +205,17 @@ def dsm_loss(
     return (sigma * s + eps if weight == 'sigma2' else s + eps / sigma).square().mean()
 
 # %% ../../nbs/modes/00_potential.ipynb #19b00020
+@accepts(s=a_tensor(2), s_aug=a_tensor(2))
 def grad_cosine_loss(
     s: torch.Tensor, # (B, d) scores of one view
     s_aug: torch.Tensor, # (B, d) scores of the other view
 ) -> torch.Tensor: # scalar in [0, 2]
     "One minus the cosine between the scores of two views, averaged over the rows."
+    if s.shape != s_aug.shape:
+        raise InputError(f'the views have shapes {tuple(s.shape)} and {tuple(s_aug.shape)}; expected the same shape')
     return (1 - F.cosine_similarity(s, s_aug, dim=1)).mean()
 
+@accepts(potential=a_function, z=a_tensor(2), z_aug=a_tensor(2), n_steps=whole(1, 10_000), step=real(above=0))
 def endpoint_loss(
     potential, # (B, d) -> (B,)
     z: torch.Tensor, # (B, d) one view

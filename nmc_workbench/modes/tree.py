@@ -17,13 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core.errors import InputError, one_of
+from ..core.checks import a_function, accepts, as_finite, choice, whole
+from ..core.errors import InputError
 from .potential import evaluated
 from ..persistence import MergeTree, knn_edges, merge_tree
 
 # %% ../../nbs/modes/04_tree.ipynb #dbe1a551
-_SADDLES = 'modes', 'path'
-
 @dataclass(frozen=True, eq=False)
 class ModeTree:
     "A merge tree whose first M vertices are modes; the others, if any, are the passes between two of them."
@@ -66,6 +65,7 @@ def _like(potential):
     return next(iter(parameters), torch.zeros(()))
 
 # %% ../../nbs/modes/04_tree.ipynb #4dcfa645
+@accepts(potential=a_function, k=whole(1), saddles=choice('modes', 'path'), n_points=whole(2, 10_000))
 def mode_tree(
     potential, # a `Potential`, or a function (B, d) -> (B,) of each row on its own
     centres, # (M, d) float, the modes
@@ -76,11 +76,11 @@ def mode_tree(
     n_points: int = 21, # points along each way at which the height is computed, its ends included
 ) -> ModeTree:
     "The merge tree of the modes of a potential."
-    centres, heights = np.asarray(centres, np.float64), np.asarray(heights, np.float64)
-    if centres.ndim != 2 or heights.shape != centres.shape[:1] or not len(centres):
+    centres = as_finite(centres, 'centres', dtype=np.float64)
+    heights = as_finite(heights, 'heights', ndim=1, dtype=np.float64)
+    if len(heights) != len(centres):
         raise InputError(f'centres {centres.shape}, heights {heights.shape}; '
                          'expected (M, d) and (M,), at least one mode')
-    one_of(saddles, _SADDLES, 'saddles')
     edges = knn_edges(centres, k)
     if saddles == 'modes' or not len(edges):
         return ModeTree(merge_tree(edges, heights), centres, heights, edges, len(centres))

@@ -11,7 +11,7 @@ of torchvision without its last layer."""
 __all__ = ['ResNet', 'smallconv', 'mlp', 'names', 'backbone']
 
 # %% ../../nbs/nets/01_backbones.ipynb #0387f942
-import inspect
+import difflib, inspect
 from functools import partial
 
 import torch
@@ -19,13 +19,23 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from ..core.checks import accepts, choice, optional, whole
 from ..core.config import named
-from ..core.errors import InputError, one_of
+from ..core.errors import InputError, one_of, shown
 from .imagenet import AlexNet, ResNetV1, ResNetV2
 
 # %% ../../nbs/nets/01_backbones.ipynb #5112a163
+_MOST = 2 ** 16     # channels or layers
+
+def _four(values, what):
+    "The rule of four whole numbers, one for each stage."
+    if not isinstance(values, (tuple, list)) or len(values) != 4:
+        raise InputError(f'{what}={shown(values)}; expected four whole numbers, one for each stage')
+    return tuple(whole(1, _MOST)(v, f'{what}[{i}]') for i, v in enumerate(values))
+
 class ResNet(nn.Module):
     "A residual net of basic blocks for small images (NMCE, arXiv 2201.10000); the features are the mean over pixels."
+    @accepts(channels=whole(1, _MOST), kernel=whole(1, _MOST), stride=choice(1, 2), widths=_four, blocks=_four)
     def __init__(self,
         channels: int, # of the images
         kernel: int, # of the first convolution
@@ -35,6 +45,7 @@ class ResNet(nn.Module):
         fan_out: bool = False, # initial weights of the blocks: torchvision's (Kaiming normal, fan-out), else PyTorch's
     ):
         super().__init__()
+        if kernel % 2 == 0: raise InputError(f'kernel={kernel}; expected an odd number')
         self.conv1 = nn.Conv2d(channels, widths[0], kernel, stride, kernel // 2, bias=False)
         self.bn1, self.relu = nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stride == 2 else nn.Identity()
@@ -90,6 +101,7 @@ def _for_small_maps(net):
         net.set_submodule(path, small)
 
 # %% ../../nbs/nets/01_backbones.ipynb #19ff3e92
+@accepts(channels=whole(1, _MOST), width=whole(1, _MOST), stride=choice(1, 2), stages=choice(2, 3))
 def smallconv(
     channels: int = 1, # of the images, which are 8 x 8 or larger
     width: int = 16, # channels of the first layer
@@ -97,9 +109,6 @@ def smallconv(
     stages: int = 2, # 2 or 3; 3 adds a max-pool and a convolution
 ) -> nn.Sequential: # features: 2 ** stages times the width
     "Four or five 3 x 3 convolutions, for small images on a CPU."
-    if stride not in (1, 2) or stages not in (2, 3):
-        raise InputError(f'smallconv with stride={stride}, stages={stages}; '
-                         'expected a stride of 1 or 2, and 2 or 3 stages')
     layers = [*_conv(channels, width, 2 * stride + 1, stride), *_conv(width, 2 * width, pool=True)]
     layers += [*_conv(2 * width, 4 * width), *_conv(4 * width, 4 * width, pool=stages == 3)]
     if stages == 3: layers += _conv(4 * width, 8 * width)
@@ -111,6 +120,7 @@ def _conv(before, after, kernel=3, stride=1, pool=False):
     convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
     return [convolution, nn.BatchNorm2d(after), *pooling, nn.ReLU(inplace=True)]
 
+@accepts(channels=whole(1, _MOST), width=whole(1, _MOST), depth=whole(1, _MOST))
 def mlp(
     channels: int = 2, # numbers per point
     width: int = 128, # of every layer, and of the features
@@ -128,7 +138,11 @@ def _from_torchvision(
     channels: int = 3, # with any other number the first convolution is replaced
 ) -> tuple[nn.Module, int]:
     "A torchvision classifier without weights and without its last linear layer."
-    one_of(name, torchvision.models.list_models(module=torchvision.models), 'torchvision model')
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f'did you mean {near[0]!r}?' if near else f'{len(known)} are known: {", ".join(known[:3])}, ...'
+        raise InputError(f'unknown torchvision model {shown(name)}; {hint}')
     options = dict(aux_logits=False, init_weights=True) if name in _AUXILIARY else {}
     model = torchvision.models.get_model(name, weights=None, **options)
     path, last = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
@@ -169,6 +183,7 @@ def names() -> list[str]:
     "The names that `backbone` knows; the last one stands for any model of torchvision."
     return [*_NETS, 'torchvision:<model>']
 
+@accepts(name=None, channels=optional(whole(1, _MOST)))
 def backbone(
     name: str, # one of `names()`; options may follow in brackets, as in 'smallconv(width=32)'
     channels: int | None = None, # of the images; `None`: what the net was made for
@@ -181,7 +196,6 @@ def backbone(
     if family == 'torchvision' and model: build, default, dim = partial(_from_torchvision, model), 3, None
     else: build, default, dim = _NETS[one_of(name, names(), 'backbone')]
     channels = default if channels is None else channels
-    if channels < 1: raise InputError(f'channels={channels}; expected at least 1')
     known = inspect.signature(dim).parameters if callable(dim) else ()
     for option in options: one_of(option, known, f'option of {name}')
     net = build(channels=channels, **options)

@@ -13,14 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core.errors import InputError, one_of
+from ..core.checks import accepts, optional, whole
+from ..core.errors import InputError, one_of, shown
 from .imagenet import AlexNet, initialise
 
 # %% ../../nbs/nets/02_heads.ipynb #4014aa0b
 KINDS = ('pool', 'pre_feature', 'projection', 'subspace', 'cluster')    # of features
 
+_MOST = 2 ** 24     # numbers along one side of a layer
+
+def _batch_shape(shape, what):
+    "The rule of the shape of a batch: at least two whole numbers, none of them 0."
+    if not isinstance(shape, (tuple, list)) or len(shape) < 2:
+        raise InputError(f'{what}={shown(shape)}; expected (B, C, H, W), or (B, C) for points')
+    return tuple(whole(1)(n, what) for n in shape)
+
 class SubspaceNet(nn.Module):
     "A backbone, a hidden layer, and heads for projection, subspace and clusters (NMCE, arXiv 2201.10000)."
+    @accepts(feature_dim=whole(1, _MOST), z_dim=whole(1, _MOST), n_clusters=whole(1, _MOST),
+             hidden=optional(whole(0, _MOST)))
     def __init__(self,
         backbone: nn.Module, # images -> (B, F)
         feature_dim: int, # F
@@ -69,6 +80,7 @@ def _unit(z):
 # %% ../../nbs/nets/02_heads.ipynb #f872c469
 class HeadsNet(nn.Module):
     "A backbone with several linear heads side by side (SeLa, arXiv 1911.05371)."
+    @accepts(feature_dim=whole(1, _MOST), n_clusters=whole(1, _MOST), n_heads=whole(0, _MOST))
     def __init__(self,
         backbone: nn.Module, # images -> (B, F)
         feature_dim: int, # F
@@ -88,11 +100,13 @@ class HeadsNet(nn.Module):
         "The output of the backbone for 'pool', or the logits of one head for 'cluster'."
         pooled = self.backbone(x)
         kind = one_of(kind, ('pool', 'cluster'), 'kind of feature')
-        return pooled if kind == 'pool' else self.heads[head](pooled)
+        if kind == 'pool': return pooled
+        return self.heads[whole(0, len(self.heads) - 1)(head, 'head')](pooled)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: return self.logits(self.backbone(x))       # (H, B, K)
 
 # %% ../../nbs/nets/02_heads.ipynb #f4048c51
+@accepts(shape=_batch_shape)
 def check_input(
     module: nn.Module, # a backbone, or a net that stands on one
     shape: tuple, # of a batch: (B, C, H, W), or (B, C) for points

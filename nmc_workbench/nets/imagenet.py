@@ -15,9 +15,11 @@ import torch
 import torchvision
 from torch import nn
 
+from ..core.checks import accepts, choice, whole
 from ..core.errors import InputError, one_of
 
 # %% ../../nbs/nets/00_imagenet.ipynb #54135faf
+@accepts()
 def initialise(
     module: nn.Module, # a single layer; `net.apply(initialise)` reaches all
 ):
@@ -34,6 +36,7 @@ class AlexNet(nn.Module):
     "Five convolutions and two linear layers (SeLa, arXiv 1911.05371); the features come from the last rectifier."
     feature_dim, smallest = 4096, 223
 
+    @accepts(channels=whole(1), width=choice('big', 'small'))
     def __init__(self,
         channels: int = 3, # of the images
         width: str = 'big', # of the convolutions: big or small
@@ -64,6 +67,7 @@ _V1 = {18: torchvision.models.resnet18, 50: torchvision.models.resnet50}
 
 class ResNetV1(nn.Module):
     "torchvision's residual net of 18 or 50 layers as one sequence; the features are the mean over pixels."
+    @accepts(channels=whole(1), depth=choice(18, 50))
     def __init__(self,
         channels: int = 3, # of the images
         depth: int = 50, # layers: 18 or 50
@@ -100,13 +104,12 @@ class _PreActivation(nn.Module):
 
 class ResNetV2(nn.Module):
     "A pre-activation residual net of 50 layers (arXiv 1603.05027); the features are the mean over pixels."
+    @accepts(channels=whole(1), expansion=whole(1, 64))
     def __init__(self,
         channels: int = 3, # of the images
         expansion: int = 1, # widens every layer by this factor
     ):
         super().__init__()
-        if not isinstance(expansion, int) or expansion < 1:
-            raise InputError(f'expansion={expansion!r}; expected a whole number from 1')
         width = 64 * expansion
         # the stages draw their weights before the first layer does
         stages = [_stage(width, width, 3, 1), _stage(4 * width, 2 * width, 4, 2),

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import skip_init
 
+from ..core.checks import accepts, a_tensor, optional, several
 from ..core.errors import InputError, one_of
 
 # %% ../../nbs/nets/03_layers.ipynb #06a00105
@@ -53,6 +54,7 @@ def _copied(module):
         if getattr(m, 'inplace', False): m.inplace = False
     return out
 
+@accepts()
 def fold_batchnorm(
     module: nn.Module, # calls each norm directly after the child registered before it
 ) -> nn.Module: # a copy in evaluation mode; its modules keep their names
@@ -65,6 +67,7 @@ def fold_batchnorm(
             setattr(parent, after, nn.Identity())
     return out
 
+@accepts(x=a_tensor(2, 4, kind='real'))
 def frozen(
     backbone: nn.Module, # stays unchanged
     x: torch.Tensor, # some inputs on which the copies are compared
@@ -85,6 +88,7 @@ def _top(backbone, kind):
         if len(holding) != 1 or isinstance(inner := next(iter(holding.values())), kind): return path, top, holding
         path, top = f'{path}{next(iter(holding))}.', inner
 
+@accepts()
 def layer_names(
     backbone: nn.Module, # (B, C, H, W) or (B, D) -> (B, F)
 ) -> list[str]: # as in `named_modules`, in order
@@ -102,6 +106,7 @@ def layer_names(
     if not names: raise InputError(f'{type(backbone).__name__} has no convolution and no linear layer to probe')
     return [path + n for n in names]
 
+@accepts(x=a_tensor(2, 4, least=0), layers=optional(several(str)))
 def conv_outputs(
     backbone: nn.Module, # in the mode in which it should run
     x: torch.Tensor, # (B, C, H, W) or (B, D)
@@ -124,6 +129,9 @@ def _recorded(backbone, x, layers):
     def record(n): return lambda module, inputs, out: found.__setitem__(n, out)
     hooks = [modules[n].register_forward_hook(record(n)) for n in layers]
     try: backbone(x)
+    except (RuntimeError, ValueError) as e:
+        why = str(e).splitlines()[0][:120]
+        raise InputError(f'input of shape {tuple(x.shape)} does not pass the net: {why}') from None
     finally:
         for h in hooks: h.remove()
     return found

@@ -12,30 +12,37 @@ __all__ = ['run_palette', 'sample_colours', 'agreement_picture', 'maps_of', 'map
 # %% ../../nbs/plotting/11_agreement.ipynb #06eb33a9
 import numpy as np
 
+from ..core.checks import accepts, whole, whole_labels
+from ..core.errors import InputError
+from ..core.labels import counted
 from ..data.images import take_pixels
 from ..evaluation.agreement import Comparison
-from .colours import NOISE_COLOUR, cluster_colours
+from .colours import NOISE_COLOUR, class_colour_of, cluster_colours, colour_of
 from .figure import (Picture, graph_objects, mpl_text, new_figure, plotly_layout, plotly_text,
                                            styled)
+from ..projection import densest_point
 
 # %% ../../nbs/plotting/11_agreement.ipynb #01813b15
+@accepts()
 def run_palette(
     comparison: Comparison,
 ) -> list[str]: # of '#rrggbb'
     "The colours of all matched clusters, and of noise at the end."
     return [*cluster_colours(int(comparison.matched.max(initial=-1)) + 1), NOISE_COLOUR]
 
+@accepts()
 def sample_colours(
     comparison: Comparison,
     index, # positions among the shared samples
 ) -> list[str]: # of '#rrggbb'
     "The colour of each sample's class, or of the cluster that most runs give it where there are no classes."
-    by = comparison.votes[0] if comparison.class_labels is None else comparison.class_labels
-    palette = [*cluster_colours(int(by.max(initial=-1)) + 1), NOISE_COLOUR]
-    return [palette[by[i]] for i in index]
+    y = comparison.class_labels
+    if y is None: return [colour_of(int(comparison.votes[0][i])) for i in index]
+    return [class_colour_of(int(y[i])) for i in index]
 
 # %% ../../nbs/plotting/11_agreement.ipynb #c5947b90
 @styled
+@accepts()
 def agreement_picture(
     comparison: Comparison,
 ) -> Picture:
@@ -76,6 +83,7 @@ def _pair_texts(table, names) -> list[list[str]]:
     return [[text(i, j) for j in range(len(names))] for i in range(len(names))]
 
 # %% ../../nbs/plotting/11_agreement.ipynb #e884c259
+@accepts()
 def maps_of(
     comparison: Comparison,
     method: str = 'pca', # for runs that saved no map: 'pca' or 'umap'
@@ -84,6 +92,7 @@ def maps_of(
     return [r.map(method)[i] for r, i in zip(comparison.runs, comparison.index)]
 
 @styled
+@accepts(most=whole(1))
 def maps_picture(
     comparison: Comparison,
     maps, # one array (n, 2) per run, as `maps_of` gives them
@@ -99,34 +108,37 @@ def maps_picture(
         _one_map(ax, maps[r], comparison.matched[r], palette)
         ax.set_title(mpl_text(comparison.names[r], 100 // columns), fontsize=8)
     for ax in axes.flat: ax.set_axis_off()
-    return Picture(figure, caption=f'{len(shown)} runs, matched clusters in one colour')
+    return Picture(figure, caption=f'{counted(len(shown), "run")}, matched clusters in one colour')
 
 def _one_map(ax, where, clusters, palette):
     ax.scatter(*where.T, s=float(np.clip(6000 / len(clusters), 1, 14)), c=palette[clusters], linewidths=0)
     for k in np.unique(clusters[clusters >= 0])[:40]:
-        at = np.median(where[clusters == k], 0)
+        at = densest_point(where[clusters == k])
         ax.text(*at, str(k), fontsize=8, weight='bold', ha='center', va='center')
     ax.set_aspect('equal', adjustable='datalim')
 
 # %% ../../nbs/plotting/11_agreement.ipynb #9b2ea77a
 @styled
+@accepts(index=whole_labels(), columns=whole(1))
 def sheet_picture(
     comparison: Comparison, # whose images are at hand
     index, # positions among the shared samples
-    columns: int = 10, # images in a row
+    columns: int = 10, # images in a row; fewer where what is said takes more room
 ) -> Picture:
-    "Images in the frames of their classes' colours, with the class and each run's matched cluster."
-    index = np.asarray(index, int)
+    "Images in the frames of their classes' colours, each with its label and what the runs say of it."
+    beyond = [i for i in index if not 0 <= i < len(comparison)]
+    if beyond: raise InputError(f'index names {beyond[0]}; expected 0 to {len(comparison) - 1}')
+    said = [_said(comparison, i) for i in index]
+    columns = max(2, min(columns, _SHEET_WIDTH // max(len(line) for lines in said for line in lines)))
     rows = -(-len(index) // columns)
     figure, axes = new_figure(8.6, .1 + 1.25 * rows, nrows=rows, ncols=columns)
     for ax in axes.flat: ax.set_axis_off()
     pixels = take_pixels(comparison.images, comparison.images_at[index])
     tiles = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    for ax, tile, colour, i in zip(axes.flat, tiles, sample_colours(comparison, index), index):
+    for ax, tile, colour, lines in zip(axes.flat, tiles, sample_colours(comparison, index), said):
         _one_image(ax, tile, colour)
-        lines = [*_class_line(comparison, i), ' '.join(map(str, comparison.matched[:, i]))]
         ax.set_title('\n'.join(lines), fontsize=6.5, fontweight='normal', loc='center', pad=3)
-    caption = f'{len(index)} images; under each class the matched cluster of every run'
+    caption = f'{counted(len(index), "image")}, over each its label and what the runs say'
     return Picture(figure, caption=caption, budget=300_000)
 
 def _one_image(ax, tile, colour):
@@ -135,8 +147,10 @@ def _one_image(ax, tile, colour):
     frame = Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, edgecolor=colour, linewidth=3)
     ax.add_patch(frame)
 
-def _class_line(comparison, i) -> list[str]:
-    "The name of a sample's class; an empty list where it is unknown."
-    y, names = comparison.class_labels, comparison.class_names
-    if y is None or y[i] < 0: return []
-    return [mpl_text(names[y[i]] if y[i] < len(names) else y[i], 14)]
+_SHEET_WIDTH = 160      # characters beside each other over a row of images
+
+def _said(comparison, i) -> list[str]:
+    "What the label and the runs say of a sample, in two lines; the matched clusters where its class is unknown."
+    label, _, runs = comparison.said(i).partition(', ')
+    clusters = ' '.join(map(str, comparison.matched[:, i]))
+    return [mpl_text(label, 24), mpl_text(runs, 34)] if label else [mpl_text(f'clusters {clusters}', 34)]

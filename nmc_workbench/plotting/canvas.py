@@ -15,20 +15,23 @@ __all__ = ['square_tiles', 'stretched', 'whole_multiple', 'pitch_of', 'paste', '
 import numpy as np
 import torch
 
-from ..core.checks import as_array
+from ..core.checks import as_array, accepts, whole
 from ..core.errors import InputError
 from ..core.labels import clusters_in
 from ..data.images import take_pixels
-from .colours import PALETTE, cluster_colours
+from .colours import CLASS_PALETTE, UNKNOWN_COLOUR, class_colour_of, curve_colours
 from .figure import DPI, mpl_text
 
 # %% ../../nbs/plotting/01b_canvas.ipynb #62b2c447
+@accepts(size=whole(1, 4096))
 def square_tiles(
     pixels: torch.Tensor, # uint8 [n, C, H, W]: the first three channels are shown, or the first one if C < 3
     size: int, # canvas pixels along each side
 ) -> np.ndarray: # uint8 [n, size, size, 3]
     "Images as squares of one size: small ones with hard edges, large ones averaged, oblong ones centred on white."
-    x = torch.as_tensor(as_array(pixels))
+    x = as_array(pixels, 'images')
+    if x.dtype != np.uint8: raise InputError(f'images have dtype {x.dtype}; expected uint8 [n, C, H, W]')
+    x = torch.as_tensor(x)
     if x.ndim != 4 or x.dtype != torch.uint8:
         raise InputError(f'images have shape {tuple(x.shape)} and dtype {x.dtype}; expected uint8 [n, C, H, W]')
     scaled = _scaled(x, size / max(x.shape[2:])).round().clamp(0, 255).byte()
@@ -90,18 +93,19 @@ def frame_colours(
     labels, # (n,) int, clusters
 ) -> tuple[list[str], list[tuple[str, str]]]: # n colours '#rrggbb', and the legend: (colour, text)
     "The colour of every sample's class; with many classes, whether it is its cluster's commonest class or another."
-    if y is None: return ['#dddddd'] * len(labels), []
+    if y is None: return [UNKNOWN_COLOUR] * len(labels), []
     classes = sorted(set(y[y >= 0].tolist()))
-    if len(classes) > len(PALETTE): return _common_or_not(y, labels)
-    colour = {c: cluster_colours(i + 1)[i] for i, c in enumerate(classes)}
+    if len(classes) > len(CLASS_PALETTE): return _common_or_not(y, labels)
+    colour = {c: class_colour_of(c) for c in classes}
     class_names = [mpl_text(names[c] if names is not None and c < len(names) else c, 20) for c in classes]
-    return [colour.get(c, '#dddddd') for c in y.tolist()], [('none', 'frame:'), *zip(colour.values(), class_names)]
+    legend = [('none', 'frame: class'), *zip(colour.values(), class_names)]
+    return [colour.get(c, UNKNOWN_COLOUR) for c in y.tolist()], legend
 
 def _common_or_not(y, labels):
     known = {k: y[(labels == k) & (y >= 0)] for k in clusters_in(labels)}
     commonest = {k: np.bincount(some).argmax() for k, some in known.items() if len(some)}
-    legend = [('#0072b2', "frame: the cluster's commonest class"), ('#d55e00', 'another class')]
-    def colour(k, c): return legend[int(commonest.get(k) != c)][0] if c >= 0 else '#dddddd'
+    legend = [*zip(curve_colours(2), ("frame: the cluster's commonest class", 'another class'))]
+    def colour(k, c): return legend[int(commonest.get(k) != c)][0] if c >= 0 else UNKNOWN_COLOUR
     return [colour(k, c) for k, c in zip(labels.tolist(), y.tolist())], legend
 
 # %% ../../nbs/plotting/01b_canvas.ipynb #abbaf1bc

@@ -11,8 +11,8 @@ __all__ = ['matched_counts', 'confusion_matrix', 'confusion_plotly', 'sizes']
 # %% ../../nbs/plotting/04_confusion.ipynb #e830772c
 import numpy as np
 
-from ..core.checks import as_integers
-from ..core.errors import InputError
+from ..core.checks import as_integers, accepts, optional, whole
+from ..core.errors import InputError, escaped
 from ..core.labels import cluster_name
 from ..metrics import confusion, match_labels
 from .colours import NOISE_COLOUR, cluster_colours
@@ -23,6 +23,7 @@ from .figure import (Picture, graph_objects, level_line, name_ticks, new_figure,
 def matched_counts(
     y, # (n,) int, true classes; -1: unknown, not counted
     labels, # (n,) int, clusters; -1: noise
+    empty: bool = True, # count clusters below the largest number that have no sample, too
 ) -> tuple[np.ndarray, list[int], list[int], int]: # counts; the rows' clusters; the columns' classes; number of pairs
     "Counts of clusters (rows) against classes (columns), ordered so that matched pairs come first, on the diagonal."
     y = as_integers(y, 'y')
@@ -31,7 +32,8 @@ def matched_counts(
     table, found, classes = confusion(y, labels)
     counts, pairs, classes = dict(zip(found.tolist(), table)), match_labels(y, labels), classes.tolist()
     # empty clusters are shown too, unless the ids are far apart; they take the classes that are left over
-    clusters = range(labels.max() + 1) if labels.max() < 2 * len(y) else found[found >= 0].tolist()
+    is_dense = empty and labels.max() < 2 * len(y)
+    clusters = range(labels.max() + 1) if is_dense else found[found >= 0].tolist()
     pairs |= dict(zip([k for k in clusters if k not in counts], [c for c in classes if c not in pairs.values()]))
     rows = [*sorted(pairs), *(k for k in clusters if k not in pairs), *[-1] * (-1 in counts)]
     columns = [*(pairs[k] for k in sorted(pairs)), *(c for c in classes if c not in pairs.values())]
@@ -44,10 +46,11 @@ def confusion_matrix(
     y, # (n,) int, true classes; -1: unknown
     labels, # (n,) int, clusters; -1: noise
     class_names=None, # name of every class
+    empty: bool = True, # show clusters below the largest number that have no sample, too
 ) -> Picture:
     "Clusters (rows) against classes (columns), matched pairs on the diagonal; each row is coloured by its shares."
-    counts, rows, columns, pairs = matched_counts(y, labels)
-    names = [str(class_names[c]) if class_names is not None and c < len(class_names) else str(c) for c in columns]
+    counts, rows, columns, pairs = matched_counts(y, labels, empty)
+    names = [escaped(class_names[c]) if class_names is not None and c < len(class_names) else str(c) for c in columns]
     share = counts / counts.sum(1, keepdims=True).clip(1)
     hit = np.trace(counts[:pairs, :pairs])
     title = f'{hit:,} of {counts.sum():,} in matched pairs ({hit / counts.sum():.1%})'
@@ -108,6 +111,7 @@ def _cell_texts(counts, rows, names) -> np.ndarray:
 
 # %% ../../nbs/plotting/04_confusion.ipynb #2b6a5f8b
 @styled
+@accepts(n_clusters=optional(whole(1)))
 def sizes(
     labels, # (n,) int; -1: noise
     n_clusters: int | None = None, # how many there should be, with the empty ones; None: up to the largest that occurs

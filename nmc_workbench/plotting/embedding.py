@@ -11,14 +11,14 @@ __all__ = ['embedding_map', 'points']
 # %% ../../nbs/plotting/05_embedding.ipynb #ac9eb830
 import numpy as np
 
-from ..core.checks import as_finite, as_integers
+from ..core.checks import as_finite, as_integers, accepts
 from ..core.errors import InputError
 from ..core.labels import cluster_name, clusters_in
 from ..metrics import match_labels
 from .colours import colour_of
 from .figure import (Picture, graph_objects, mpl_text, new_figure, outlined_text, plotly_layout,
                                            plotly_text, styled)
-from ..projection import map_method, map2d
+from ..projection import densest_point, map_method, map2d
 
 # %% ../../nbs/plotting/05_embedding.ipynb #3287f799
 _SHOWN = 10_000     # points in an interactive map
@@ -34,7 +34,7 @@ def embedding_map(
     names=None, # name of every class
     hover=None, # n texts such as ids or file names; None: the samples' numbers
 ) -> Picture:
-    "A map of the samples, coloured by cluster, with each cluster's number at its median."
+    "A map of the samples, coloured by cluster, with each cluster's number where it is densest."
     z = as_finite(z, 'z')
     labels = as_integers(labels, 'labels', len(z))
     y = None if y is None else as_integers(y, 'y', len(z))
@@ -63,7 +63,7 @@ def _map_still(x, labels, wrong, title):
     rings = dict(s=size * 1.8, facecolors='none', edgecolors='#111111', linewidths=.5)
     if len(x) <= _FEW: ax.scatter(*x[wrong].T, **rings)
     for k in clusters if len(clusters) <= 60 else ():
-        if k >= 0: outlined_text(ax, np.median(x[labels == k], 0), str(k), 10)
+        if k >= 0: outlined_text(ax, densest_point(x[labels == k]), str(k), 10)
     ax.set_title(title, fontsize=9)
     ax.set_aspect('equal', adjustable='datalim')
     ax.set_axis_off()
@@ -108,6 +108,7 @@ def _map_layout(title) -> dict:
 
 # %% ../../nbs/plotting/05_embedding.ipynb #40857eba
 @styled
+@accepts()
 def points(
     x, # (n, 2) float
     labels=None, # (n,) int; None: one colour

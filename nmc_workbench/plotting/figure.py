@@ -24,7 +24,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..core.files import write_file
+from ..core.checks import accepts, real
+from ..core.errors import escaped
+from ..core.files import as_path, write_file
 
 # %% ../../nbs/plotting/00_figure.ipynb #990297d7
 @dataclass(eq=False, repr=False)
@@ -37,6 +39,7 @@ class Picture:
 
     def __repr__(self): return f'Picture: {self.caption}'
 
+    @accepts(scale=real(above=0, high=16))
     def png(self, scale: float = 2) -> bytes:
         "The still figure as PNG, with `scale` pixels per screen pixel, or fewer to stay within the budget."
         return _png(self.still, scale, self.budget)
@@ -54,7 +57,7 @@ class Picture:
         interactive: bool = False, # also write plotly's JSON beside it
     ) -> Path: # the PNG's path
         "Write the PNG; a write that fails leaves no part of a file behind."
-        path = Path(path).with_suffix('.png')
+        path = as_path(path).with_suffix('.png')
         with write_file(path) as f: f.write(self.png())
         if interactive and self.interactive is not None:
             with write_file(path.with_suffix('.json'), 'w') as f: f.write(self.interactive.to_json())
@@ -179,7 +182,9 @@ def plotly_layout(
     **more, # further entries of the layout; dicts are merged with the defaults
 ) -> dict: # for `go.Figure`
     "A plotly layout that looks like the still pictures, on white even in a dark JupyterLab."
-    axis = dict(gridcolor='#e8e8e8', zeroline=False, linecolor='#666666', ticks='outside', tickcolor='#cccccc')
+    axis = dict(gridcolor='#e8e8e8', zeroline=False, linecolor='#666666', ticks='outside', tickcolor='#cccccc',
+                automargin=True)
+    more = {k: _titled(v) if k[1:].startswith('axis') else v for k, v in more.items()}
     out = dict(
         template='none', height=height, autosize=True,
         title=dict(text=plotly_text(title), x=0, xref='paper', font=dict(size=14)),
@@ -188,6 +193,11 @@ def plotly_layout(
         font=dict(size=12, color='#222222'), hoverlabel=dict(align='left'),
         xaxis=axis, yaxis=axis)
     return {k: {**out[k], **v} if isinstance(v, dict) and k in out else v for k, v in {**out, **more}.items()}
+
+def _titled(axis: dict) -> dict:
+    "An entry of the layout for an axis, with its title clear of the names at its ticks."
+    title = axis.get('title')
+    return {**axis, 'title': dict(text=title, standoff=10)} if isinstance(title, str) and title else axis
 
 def plotly_ticks(
     names: list[str], # of the ticks 0, 1, ...; already harmless, as `plotly_text` makes them
@@ -199,7 +209,7 @@ def plotly_ticks(
 # %% ../../nbs/plotting/00_figure.ipynb #f5dc1073
 def _line(text, longest: int = 40) -> str:
     "One line of at most `longest` characters."
-    text = ' '.join(str(text).split())
+    text = ' '.join(escaped(text).split())
     return text if len(text) <= longest else text[:longest - 1] + '…'
 
 def mpl_text(

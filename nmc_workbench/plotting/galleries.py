@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core.checks import as_array, as_finite, as_integers
+from ..core.checks import as_array, as_finite, as_integers, accepts, whole
 from ..core.errors import InputError
 from ..core.labels import cluster_name, clusters_in
 from ..data.images import take_pixels
@@ -25,6 +25,7 @@ from .canvas import (frame_colours, paste, pitch_of, sheet_figure, square_tiles,
 from .figure import Picture, graph_objects, plotly_layout, plotly_text, styled
 
 # %% ../../nbs/plotting/02_galleries.ipynb #4feb852b
+@accepts(n=whole(1))
 def nearest_and_farthest(
     embedding, # (n, d) float
     labels, # (n,) int; -1: noise
@@ -86,6 +87,7 @@ def _gallery_rows(labels: np.ndarray, most: int):
 
 # %% ../../nbs/plotting/02_galleries.ipynb #16dc0503
 @styled
+@accepts(n=whole(1, 1000), most=whole(1))
 def gallery(
     images, # uint8 [N, C, H, W], or an object whose `.take(index)` gives that
     labels, # (N,) int; -1: noise

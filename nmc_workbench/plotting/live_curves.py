@@ -15,7 +15,8 @@ __all__ = ['WAIT', 'LiveCurves']
 import sys, time, warnings
 from pathlib import Path
 
-from .curves import curves
+from ..core.checks import accepts, optional, a_path
+from .curves import curves, panel_list
 from .figure import Picture
 
 # %% ../../nbs/plotting/12_live_curves.ipynb #54b1266a
@@ -29,6 +30,7 @@ def _in_kernel():
 class LiveCurves:
     "Curves that follow a training: a callback to pass as `watch`; give what `train` returns to `finish`."
 
+    @accepts(panels=panel_list, path=optional(a_path))
     def __init__(self,
         panels: list[tuple[str, list[str]]], # (title, metrics in it), as for `curves`
         limits: dict | None = None, # metric or panel title -> (value, text): a dashed line

@@ -13,6 +13,7 @@ __all__ = ['persistence_picture', 'height_range', 'draw_diagram', 'draw_barcode'
 # %% ../../nbs/plotting/07_persistence.ipynb #a301928e
 import numpy as np
 
+from ..core.checks import accepts
 from ..core.errors import InputError
 from ..persistence import MergeTree
 from .colours import NOISE_COLOUR, colour_of
@@ -43,6 +44,7 @@ def _summary(tree, survives, tau) -> str:
     return out if tau is None else f'{out}; {k:,} survive{"s" * (k == 1)} τ = {tau:.4g}'
 
 # %% ../../nbs/plotting/07_persistence.ipynb #9b992da0
+@accepts()
 def height_range(
     tree: MergeTree,
 ) -> tuple[float, float]:
@@ -91,6 +93,7 @@ def _threshold_line(ax, tau: float, left: float, right: float):
     start = max(left, left + tau)
     if start >= right: return
     ax.plot([start, right], [start - tau, right - tau], color='#333333', linewidth=1.2, linestyle=DASHED)
+    ax.annotate('τ', (right, right - tau), (3, 0), textcoords='offset points', va='center', fontsize=9)
     x, lower, upper = [left, start, right], [left, left, right - tau], [left, start, right]
     ax.fill_between(x, lower, upper, color='#f3f3f3', linewidth=0, zorder=0)
 
@@ -100,6 +103,7 @@ def draw_barcode(
     tree: MergeTree,
     survives: np.ndarray, # (C,) bool, of the components
     colours: np.ndarray, # (C,) of '#rrggbb'
+    numbers: np.ndarray | None = None, # (C,) int, of the clusters; None: those of `MergeTree.labels`
 ):
     "Draw a bar for each component from its death to its birth, the most persistent on top."
     low, high = height_range(tree)
@@ -111,8 +115,8 @@ def draw_barcode(
     ax.barh(np.arange(n), tree.births[order] - death, left=death, **bars)
     _arrows(ax, np.flatnonzero(~tree.mortal[order]), end, colours[order], float(np.clip(3000 / n, 4, 120)))
     ax.set(xlim=(end - .02 * span, high + .03 * span), ylim=(max(1.02 * n, 8) - .4, -.6 - .02 * n))
-    ax.set_xlabel('height, from death (left) to birth (right)')
-    _bar_names(ax, survives, order)
+    ax.set_xlabel('height: each bar runs from death to birth')
+    _bar_names(ax, survives, order, survives.cumsum() - 1 if numbers is None else numbers)
     ax.set_xticks(*_ticks(low, high, end, high + .03 * span))
     ax.grid(False, axis='y')
     ax.set_title('barcode', fontsize=9)
@@ -122,10 +126,10 @@ def _arrows(ax, rows, end: float, colours, size: float):
     style = dict(marker='<', s=size, clip_on=False, linewidth=0, zorder=3)
     ax.scatter(np.full(len(rows), end), rows, color=colours[rows], **style)
 
-def _bar_names(ax, survives, order):
-    "The clusters' numbers beside up to 30 bars."
-    n, number = len(order), np.where(survives, survives.cumsum() - 1, -1)[order]
-    if n <= 30: ax.set_yticks(range(n), [str(k) if k >= 0 else '' for k in number])
-    else: ax.set_yticks([])
+def _bar_names(ax, survives, order, numbers):
+    "The clusters' numbers beside up to 60 bars."
+    n, number = len(order), np.where(survives, numbers, -1)[order]
+    rows = np.flatnonzero(number >= 0) if n <= 60 else []
+    ax.set_yticks(rows, [str(number[i]) for i in rows], fontsize=8 if n <= 30 else 6)
     ax.tick_params(axis='y', length=0, pad=7)
-    ax.set_ylabel('cluster' if n <= 30 else f'{n:,} components')
+    ax.set_ylabel('cluster' if n <= 30 else f'cluster, of {n:,} components' if n <= 60 else f'{n:,} components')

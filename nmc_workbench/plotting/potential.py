@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from ..core.checks import as_array, as_finite, as_integers
+from ..core.checks import as_array, as_finite, as_integers, accepts, whole
 from ..core.errors import InputError
 from ..core.labels import cluster_name, clusters_in
 from ..modes.ascent import ascend
@@ -69,6 +69,7 @@ def _drawn_paths(n: int) -> np.ndarray:
 
 # %% ../../nbs/plotting/08_potential.ipynb #30e00007
 @styled
+@accepts(side=whole(2, 4096))
 def potential_picture(
     potential, # a `Potential` of two dimensions, or any function (B, 2) -> (B,)
     points, # (n, 2) float, the samples
@@ -158,6 +159,7 @@ def _modes(ax, modes, mode_labels):
     ax.scatter([], [], marker='*', color='#333333', label=f'{len(modes)} mode' + 's' * (len(modes) != 1))
 
 # %% ../../nbs/plotting/08_potential.ipynb #30e00011
+@accepts(side=whole(2, 4096))
 def potential_surface(
     potential, # a `Potential` of two dimensions, or any function (B, 2) -> (B,)
     points, # (n, 2) float, the samples

@@ -13,15 +13,19 @@ __all__ = ['MOST', 'plan_matrix', 'plan_picture', 'plan_order', 'mattering', 're
            'turnover_picture']
 
 # %% ../../nbs/plotting/09_transport.ipynb #ab3bcbd8
+from collections.abc import Mapping
+
 import numpy as np
 
-from ..core.checks import as_array, as_integers
+from ..core.checks import as_array, as_integers, accepts, finite_rows, optional, real, several
+from ..core.checks import whole
 from ..core.errors import InputError, one_of
-from .colours import cluster_colours
+from .colours import cluster_colours, curve_colours
 from .figure import DASHED, Picture, level_line, mpl_text, new_figure, styled
 from ..transport import GIVEN, TOLERANCES, Transport
 
 # %% ../../nbs/plotting/09_transport.ipynb #30f0a005
+@accepts(power=real(above=0))
 def plan_matrix(
     prob, # (N, K) float, as `sinkhorn` was given: probabilities, or logits
     plan: Transport, # what it returned
@@ -44,7 +48,9 @@ def _check_plan(plan, name: str):
         raise InputError(f'{name} is a {type(plan).__name__}; expected a Transport, as sinkhorn gives')
 
 def _log_probabilities(prob, given, shape):
-    x = as_array(prob).astype('f8')
+    x = as_array(prob, 'prob')
+    if x.dtype.kind not in 'fiub': raise InputError(f'prob has dtype {x.dtype}; expected real numbers')
+    x = x.astype('f8')
     if x.shape != shape: raise InputError(f'prob has shape {x.shape}; expected {shape}, as the plan has it')
     if given == 'logits':
         below = x - x.max(1, keepdims=True)
@@ -55,6 +61,7 @@ def _log_probabilities(prob, given, shape):
 MOST = 400 # samples that a picture shows at most, evenly over their order
 
 @styled
+@accepts(power=real(above=0))
 def plan_picture(
     prob, # (N, K) float, as `sinkhorn` was given
     plan: Transport, # what it returned
@@ -87,12 +94,14 @@ def _plan_caption(Q, power, shown: int) -> str:
     some = f' ({shown:,} shown)' if shown < n else ''
     return f'λ = {power:g}: {n:,} samples to {k:,} clusters{some}, {mattering(Q):.0%} of the entries matter'
 
+@accepts(Q=finite_rows())
 def plan_order(
     Q: np.ndarray, # (N, K)
 ) -> np.ndarray: # (N,) int
     "The samples sorted by label, the surest of each label first."
     return np.lexsort((-Q.max(1) / Q.sum(1), Q.argmax(1)))
 
+@accepts(Q=finite_rows(), least=real(0, 1))
 def mattering(
     Q: np.ndarray, # (N, K)
     least: float = 1e-4, # share of a sample's largest entry
@@ -138,6 +147,7 @@ _ERRORS = dict(
     marginal='sum over clusters of |share − 1/K|')
 
 @styled
+@accepts(tol=optional(real(above=0)))
 def residual_picture(
     plans, # a `Transport`, or a dict of several by name
     tol: float | None = .1, # the error at which they stopped; None: no line
@@ -150,7 +160,7 @@ def residual_picture(
     for name, plan in plans.items(): _check_plan(plan, name)
     figure, axes = new_figure(6.4, 3.4)
     ax = axes[0, 0]
-    for (name, plan), colour in zip(plans.items(), cluster_colours(len(plans))): _line(ax, name, plan, kind, colour)
+    for (name, plan), colour in zip(plans.items(), curve_colours(len(plans))): _line(ax, name, plan, kind, colour)
     if tol is not None: level_line(ax, tol, f'tol = {tol:g}', color='#555555')
     ax.set(yscale='log', xlabel='iteration', ylabel=_ERRORS[kind])
     if len(plans) > 1: ax.legend(loc='best', frameon=True, framealpha=.85, edgecolor='none')
@@ -166,6 +176,7 @@ def _line(ax, name, plan, kind, colour):
 
 # %% ../../nbs/plotting/09_transport.ipynb #30f0a010
 @styled
+@accepts(n_clusters=whole(1))
 def sizes_picture(
     labels, # (N,) int, or a dict of several by name; -1: noise, left out
     n_clusters: int, # how many there should be, with the empty ones
@@ -197,7 +208,7 @@ def _size_text(name, sizes) -> str:
 
 def _size_bars(ax, sizes, k):
     width = .84 / len(sizes)
-    for i, ((name, s), colour) in enumerate(zip(sizes.items(), cluster_colours(len(sizes)))):
+    for i, ((name, s), colour) in enumerate(zip(sizes.items(), curve_colours(len(sizes)))):
         at = np.arange(1, k + 1) + (i - (len(sizes) - 1) / 2) * width
         ax.bar(at, s, width=width, color=colour, label=mpl_text(_size_text(name, s), 60))
     ax.set_xticks(range(1, k + 1, -(-k // 30)))
@@ -205,13 +216,14 @@ def _size_bars(ax, sizes, k):
 def _size_steps(ax, sizes, k):
     largest, mean = max(s[0] for s in sizes.values()), max(s.mean() for s in sizes.values())
     if largest > 10 * mean: ax.set_yscale('log')       # else all but a few clusters would lie on the axis
-    for (name, s), colour in zip(sizes.items(), cluster_colours(len(sizes))):
+    for (name, s), colour in zip(sizes.items(), curve_colours(len(sizes))):
         label = mpl_text(_size_text(name, s), 60)
         ax.stairs(s, np.arange(k + 1) + .5, baseline=None, color=colour, linewidth=1.5, label=label)
     ax.set_xlim(.5, k + .5)
 
 # %% ../../nbs/plotting/09_transport.ipynb #30f0a014
 @styled
+@accepts(rows=several(Mapping, least=0))
 def turnover_picture(
     rows: list[dict], # as in metrics.jsonl: 'moved' and 'nmi_last', or a list 'label_updates' of dicts with these
     title: str = '',
@@ -247,7 +259,7 @@ def _turnover(ax, key, line, name, updates):
         heads = np.repeat(x, [len(u) for u in updates]), [h[key] for u in updates for h in u]
         ax.scatter(*heads, s=7, color='#b0b0b0', linewidths=0, label='each head', clip_on=False)
     dots = dict(marker='o' if len(x) <= 40 else None, markersize=3)
-    ax.plot(x, line, color=cluster_colours(1)[0], label='mean', clip_on=False, **dots)
+    ax.plot(x, line, color=curve_colours(1)[0], label='mean', clip_on=False, **dots)
     ax.set(xlabel='update of the labels', ylim=(0, 1.02), title=name)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if ax.collections: ax.legend(loc='best', frameon=True, framealpha=.85, edgecolor='none')

@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 
 from ..core.errors import InputError
-from ..core.files import write_file
+from ..core.files import as_path, write_file
 
 # %% ../../nbs/reports/00_html.ipynb #a02e646f
 _PLOTLY = 'application/vnd.plotly.v1+json'
@@ -31,10 +31,11 @@ _TEMPLATE = '''
 {% block jupyter_widgets %}{% endblock %}
 {% block notebook_css %}<style>{{ resources.page_style }}</style>{% endblock %}
 {% block input_group %}
-{%- if cell.source.strip() -%}
+{%- if cell.source.strip() and not cell.source.lstrip().startswith('#| hide') -%}
 {%- set tags = cell.metadata.get('tags', []) -%}
-{%- set shown = 'parameters' in tags or 'injected-parameters' in tags -%}
-<details class="source"{{ ' open' if shown else '' }}><summary>{{ 'parameters' if shown else 'code' }}</summary>
+{%- set given = 'injected-parameters' in tags -%}
+{%- set name = 'parameters' if given or 'parameters' in tags else 'code' -%}
+<details class="source"{{ ' open' if given else '' }}><summary>{{ name }}</summary>
 {{ cell.source | highlight_code(metadata=cell.metadata) }}
 </details>
 {%- endif -%}
@@ -269,13 +270,13 @@ def html_copy(
 ) -> Path: # of the page
     "Write a notebook as one HTML file that needs no network; with interactive pictures plotly's script adds 5 MB."
     import nbformat
-    source = Path(notebook_path)
+    source = as_path(notebook_path)
     if not source.is_file(): raise InputError(f'no notebook {source}; expected the path of an executed .ipynb')
     try: notebook = nbformat.read(source, as_version=4)
     except Exception as e:
         reason = ' '.join(str(e).split())[:100]
         raise InputError(f'{source} is not a notebook ({reason}); expected an executed .ipynb') from None
-    path = Path(html_path) if html_path is not None else source.with_suffix('.html')
+    path = as_path(html_path) if html_path is not None else source.with_suffix('.html')
     with write_file(path, 'w') as f: f.write(_page(notebook, source))
     return path
 

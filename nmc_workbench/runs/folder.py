@@ -21,8 +21,10 @@ from pathlib import Path
 
 import torch
 
+from ..core.checks import accepts, whole
 from ..core.errors import InputError
-from ..core.files import clear_errors, clear_leftovers, read_json, write_array, write_json
+from ..core.files import as_path, clear_errors, clear_leftovers
+from ..core.files import read_json, write_array, write_csv, write_json
 from ..core.progress import in_notebook
 from ..core.ranks import from_main
 from ..data.images import Images
@@ -52,6 +54,7 @@ def _device_name(device):
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
 
+@accepts(seed=whole(0))
 def provenance(
     device: torch.device, # where the run computes
     seed: int, # the run's seed
@@ -146,6 +149,7 @@ WHERE = ('device', 'compile', 'resume', 'run_dir', 'data_dir', 'checkpoint_every
 class Run:
     "A run's folder: configuration, log, checkpoints, results."
 
+    @accepts()
     def __init__(
         self,
         folder: str | Path, # made if absent
@@ -154,7 +158,7 @@ class Run:
         runtime: Sequence[str] = WHERE, # parameters that may differ from those in the folder
         translate: Callable[[dict], dict] = dict, # brings a configuration of an older version to today's names
     ):
-        self.folder, self.config, self._runtime, self._translate = Path(folder), config, set(runtime), translate
+        self.folder, self.config, self._runtime, self._translate = as_path(folder), config, set(runtime), translate
         # a path that ends in .. cannot be renamed, its absolute form can
         if self.folder.name in ('', '..'): self.folder = Path(os.path.abspath(folder))
         with clear_errors(self.folder): self._open(resume)
@@ -218,6 +222,8 @@ class Run:
         "Write provenance.json; the wall times of an interrupted run's parts are added up."
         path = self.path('provenance.json')
         before = read_json(path).get('seconds', 0.) if path.is_file() else 0.
+        if not isinstance(before, (int, float)) or not 0 <= before < 2 ** 53:
+            raise InputError(f'{path} is damaged (seconds is no such number); delete it, or put a whole copy back')
         self._provenance = {**values, 'seconds': before}
         write_json(path, self._provenance)
 
@@ -287,7 +293,7 @@ def _folders_of(folder):
         if inner: yield from _folders_of(entry)
 
 # Files of training that look like a person's.
-_MADE_BY_RUNS = {'comparison.csv', 'events', 'figures'}
+_MADE_BY_RUNS = {'comparison.csv', 'skipped.csv', 'events', 'figures'}
 
 def _work_in(folder):
     "The names of what a person made in a run's folder: curations, tables of labels, folders of images."
@@ -329,6 +335,8 @@ def run_on_main(
     def open_it():
         data = images.fingerprint()
         opened.append(Run(run_dir, {**config, 'data': data}, resume, **options))
-        opened[0].save_provenance(provenance(device, config['seed'], data))
+        told = dict(skipped=str(images.skipped)) if images.skipped else {}
+        opened[0].save_provenance({**provenance(device, config['seed'], data), **told})
+        if images.skipped and images.skipped.files: write_csv(opened[0].path('skipped.csv'), images.skipped.rows())
     from_main(open_it)
     return opened[0] if opened else None

@@ -23,10 +23,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ..core.checks import accepts, optional, real, whole
 from ..core.errors import InputError
-from ..core.files import read_json, append_bytes, clear_errors
+from ..core.files import append_bytes, as_path, clear_errors, parse_json
 from ..core.ranks import rank_and_world
 from ..metrics import match_labels
+from .finished import results_of
 
 # %% ../../nbs/runs/03_label_history.ipynb #631c2db5
 class StepLabels:
@@ -92,7 +94,7 @@ def _record(stage, epoch, new, before):
 
 def _header(line):
     "The header of a record, or a `ValueError`."
-    head = json.loads(line)
+    head = parse_json(line)
     numbers = [*head['shape'], head['epoch'] + 1, head['bytes'] + 1]
     whole = all(type(x) is int and x > 0 for x in numbers)
     if head.keys() != _HEADER or len(head['shape']) not in (1, 2) or not whole: raise ValueError('not a header')
@@ -175,6 +177,8 @@ def _renumbering(labels, after, usual):
     "The number of each cluster with which most samples keep theirs in `after`; `usual` (K,) decides ties."
     return np.array(list(match_labels(after, labels, usual).values()), int)
 
+_MOST = 10_000      # clusters: as many squared are counted
+
 @dataclass(eq=False, repr=False)
 class LabelHistory:
     "The clusters of all samples after every recorded epoch."
@@ -192,6 +196,8 @@ class LabelHistory:
         "The labels with numbers that stay: most samples keep theirs from each epoch to the next."
         after = self.labels[-1] if final is None else np.asarray(final)
         k = int(max(self.labels.max(), after.max())) + 1
+        if k > _MOST: raise InputError(f'cluster {k - 1}; a history is matched for at most {_MOST:,} clusters: '
+                                       'if there are fewer, its file is damaged, so put a whole copy back')
         out, number, last = np.empty_like(self.labels), np.arange(k), len(self.labels) - 1
         for t in range(last, -1, -1):
             if t == last or not np.array_equal(self.labels[t], self.labels[t + 1]):
@@ -212,13 +218,16 @@ class LabelHistory:
         "Share of the samples that moved between each epoch and the next."
         return self._moves.mean(1)
 
+    @accepts()
     def moved(
         self,
         t: int, # index into `epochs`; at 0 nobody has moved
     ) -> np.ndarray: # positions, ascending
         "Which samples moved between epoch t - 1 and epoch t."
+        t = whole(0, len(self.epochs) - 1)(t, 't')
         return np.flatnonzero(self._moves[t - 1]) if t else np.zeros(0, int)
 
+    @accepts()
     def flows(
         self,
         t: int, # index into `epochs`
@@ -232,13 +241,13 @@ class LabelHistory:
         order = np.argsort(-counts, kind='stable')
         return [(int(pairs[i] // k) - 1, int(pairs[i] % k) - 1, int(counts[i])) for i in order]
 
+    @accepts(last=real(above=0, high=1), n=whole(1))
     def unsettled(
         self,
         last: float = .5, # in (0, 1], share of the epochs, the latest ones, that count
         n: int = 24, # samples at most
     ) -> tuple[np.ndarray, np.ndarray]: # positions, and how often each moved; the most restless first
         "The samples that moved most often in the last part of the run; samples that never moved there are left out."
-        if not 0 < last <= 1: raise InputError(f'last={last}; expected a share in (0, 1]')
         counts = self._moves[math.floor((1 - last) * len(self._moves)):].sum(0)
         order = np.argsort(-counts, kind='stable')[:n]
         order = order[counts[order] > 0]
@@ -250,12 +259,13 @@ class LabelHistory:
         return len(stays) - np.where(stays.all(0), len(stays), stays[::-1].argmin(0))
 
 # %% ../../nbs/runs/03_label_history.ipynb #208aea56
+@accepts(head=optional(whole(0)))
 def read_label_history(
     folder: str | Path, # of a run, finished or not
     head: int | None = None, # where several heads are recorded; `None`: the one the run has chosen, or the first
 ) -> LabelHistory:
     "The label history of a run, or an `InputError` that says what is missing."
-    folder, epochs, rows = Path(folder).expanduser(), [], []
+    folder, epochs, rows = as_path(folder), [], []
     path = _path_in(folder)
     for stage, epoch, labels, _ in _records(path) if path.is_file() else ():
         if head is None: head = _head_of(folder) if labels.ndim == 2 else 0
@@ -274,8 +284,9 @@ def _signed(rows):
 
 def _head_of(folder):
     "The head that a finished run has chosen; the first for any other run."
-    path = folder / 'results.json'
-    return read_json(path).get('head', 0) if path.is_file() else 0
+    head = results_of(folder).get('head', 0)
+    if type(head) is int: return head
+    raise InputError(f'{folder / "results.json"} is damaged; put a whole copy back (head is a {type(head).__name__})')
 
 def _row(labels, head, rows, path):
     "The labels of one head; there must be as many as in the rows before."

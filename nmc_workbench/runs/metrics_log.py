@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..core.errors import InputError
-from ..core.files import append_bytes, clear_errors, write_file
+from ..core.files import append_bytes, as_path, clear_errors, parse_json, write_file
 
 # %% ../../nbs/runs/01_metrics_log.ipynb #351d73a2
 _FILE = 'metrics.jsonl'
@@ -23,13 +23,25 @@ def read_metrics(
     path: str | Path, # metrics.jsonl, or the run folder that holds it
 ) -> list[dict]: # a row per epoch; empty where there is no log
     "The rows of a metrics log; a last line that was cut off by a kill is left out."
-    path = Path(path) / _FILE if Path(path).is_dir() else Path(path)
+    path = as_path(path)
+    if path.is_dir(): path = path / _FILE
     if not path.is_file(): return []
     lines = path.read_text(encoding='utf-8', errors='replace').split('\n')[:-1]
-    try: return [json.loads(line) for line in lines]
+    try: return [_row(line) for line in lines]
     except ValueError as e:
         raise InputError(f'{path} is damaged ({e}); put a whole copy back '
                          'or delete the folder to start again') from None
+
+def _row(line):
+    "A row of the log, or a `ValueError`."
+    row = parse_json(line)
+    if not isinstance(row, dict): raise ValueError(f'a line is a {type(row).__name__}')
+    for name, kinds in dict(stage=str, epoch=int, step=int, seconds=(int, float)).items():
+        value = row.get(name, '' if kinds is str else 0)
+        wrong = not isinstance(value, kinds) or isinstance(value, bool)
+        if wrong: raise ValueError(f'{name} is a {type(value).__name__}')
+    if not 0 <= row.get('epoch', 0) < 2 ** 31: raise ValueError(f'epoch={row["epoch"]:.4g}')
+    return row
 
 class MetricsLog:
     "Writes metrics.jsonl and, where tensorboard is installed, its events."

@@ -12,11 +12,11 @@ Under `torch.distributed`, every rank takes its share of each batch; `rank_and_w
 __all__ = ['Batches']
 
 # %% ../../nbs/training/03_batches.ipynb #190d25bd
-import math
 from copy import copy
 
 import torch
 
+from ..core.checks import accepts, optional, whole, a_function
 from ..augment.compose import Augment
 from ..core.errors import InputError
 from ..core.ranks import rank_and_world
@@ -27,6 +27,7 @@ from ..data.images import Images, prefetch
 class Batches:
     "Shuffled, augmented batches of a set of images."
 
+    @accepts(augment=a_function, batch_size=whole(1), n_views=whole(1), seed=whole(0))
     def __init__(
         self,
         images: Images, # N samples
@@ -50,6 +51,7 @@ class Batches:
             raise InputError(f'batch_size={batch_size} is not a multiple of the {self.world} ranks')
         self.batch_size = batch_size
 
+    @accepts(batch_size=optional(whole(1)))
     def sized(
         self,
         batch_size: int | None, # samples per step, over all ranks; `None` changes nothing
@@ -60,7 +62,7 @@ class Batches:
         other._set(batch_size)
         return other
 
-    def __len__(self): return math.ceil(self._kept() / self.batch_size)
+    def __len__(self): return len(self._parts(range(self._kept()), self.batch_size))
 
     def _kept(self):
         "The number of samples in an epoch."
@@ -77,7 +79,7 @@ class Batches:
         if self.images.draw:
             yield from self._fresh(noise)
             return
-        parts = [part[self.rank::self.world] for part in order[:self._kept()].split(self.batch_size)]
+        parts = [part[self.rank::self.world] for part in self._parts(order[:self._kept()], self.batch_size)]
         for index, pixels in self._fetch(parts):
             yield index, self._views(index, pixels, noise)
 
@@ -88,8 +90,16 @@ class Batches:
     ): # yields index and views as `epoch` does
         "Every sample once, none left out; with several ranks, this one's share."
         order, noise = self._drawn(stage, number)
-        parts = order[self.rank::self.world].split(self.batch_size // self.world)
+        own = order[self.rank::self.world]
+        parts = self._parts(own, self.batch_size // self.world, 1)
         for index, pixels in self._fetch(parts): yield index, self._views(index, pixels, noise)
+
+    def _parts(self, order, size, world=None):
+        "`order` in parts of `size`; a rest of one sample per rank, too few for batch statistics, joins the last part."
+        cuts = list(range(0, len(order), size))
+        alone = len(cuts) > 1 and len(order) - cuts[-1] == (world or self.world) < size
+        cuts = cuts[:-1] if alone else cuts
+        return [order[a:b] for a, b in zip(cuts, [*cuts[1:], len(order)])]
 
     def _drawn(self, stage, number):
         "The order of a pass, the same on every rank, and the source of this rank's views."
@@ -106,6 +116,7 @@ class Batches:
             index = torch.full((len(points),), -1)
             yield index, self._views(index, points, noise)
 
+    @accepts(batch_size=whole(1))
     def plain(
         self,
         batch_size: int = 1024, # samples at a time

@@ -16,6 +16,7 @@ import sys
 
 import torch
 
+from ..core.checks import a_function, accepts, whole
 from ..core.errors import InputError, TrainingError
 from ..core.files import write_torch
 from ..core.progress import in_notebook
@@ -103,6 +104,7 @@ class Timing(Callback):
 class KeepLabels(Callback):
     "Appends the clusters of all samples to the run's label history, after every epoch whose stage assigns them."
 
+    @accepts()
     def __init__(self,
         run: Run | None, # None: nothing is written, and stages still learn what was assigned before
     ):
@@ -126,6 +128,7 @@ _KEYS = {'stages', 'next_stage', 'next_epoch', 'rows', 'weights', 'scaler', 'opt
 class Checkpoints(Callback):
     "Writes checkpoint.pt every few epochs and at the end of a stage, whose weights it keeps too."
 
+    @accepts(every=whole(1))
     def __init__(self,
         run: Run | None, # None keeps nothing
         every: int = 10, # epochs between checkpoints
@@ -151,14 +154,17 @@ class Checkpoints(Callback):
             scaler=trainer.precision.scaler.state_dict(), optimisers=optimisers, **_states(trainer.callbacks)))
         self.run.clock()
 
-    def read(self, stages: list[str]) -> tuple[dict, list, str] | None:
+    def read(self,
+        stages: dict[str, int], # name -> epochs, in order
+    ) -> tuple[dict, list, str] | None:
         "The checkpoint, the rows up to it and its path, or `None`; what the log has beyond it is cut off."
         path, log = self.run.path('checkpoint.pt'), self.run.metrics
         if not path.is_file():
             if log.path.is_file(): log.rewind(0)
             return None
         saved = load_checkpoint(path)       # on the CPU, where AdamW keeps its count of steps
-        _check_checkpoint(saved, stages, path)
+        _check_checkpoint(saved, list(stages), path)
+        _check_place(saved, stages, read_metrics(log.path), path)
         log.rewind(saved['rows'])
         return saved, read_metrics(log.path), str(path)
 
@@ -172,12 +178,28 @@ def _check_checkpoint(saved, stages, path):
     if saved.keys() - {'callbacks'} != _KEYS:
         raise InputError(f'{path} is not the checkpoint of a run; delete it to start again, or put a whole copy there')
     if saved['stages'] != stages:
-        raise InputError(f'{path} has the stages {", ".join(saved["stages"])}; this run has {", ".join(stages)}')
+        there = ', '.join(map(str, saved['stages'] if isinstance(saved['stages'], list) else [saved['stages']]))
+        raise InputError(f'{path} has the stages {there[:200]}; this run has {", ".join(stages)}')
+
+def _check_place(saved, stages, log, path):
+    "Refuse a stage, an epoch or a number of rows that this run does not have, and a log of other epochs."
+    place, epochs = [saved[k] for k in ('next_stage', 'next_epoch', 'rows')], [*stages.values(), 0]
+    done = [(name, e) for name, n in stages.items() for e in range(n)]
+    (stage, epoch, rows), whole = place, all(type(x) is int for x in place)
+    fits = whole and 0 <= stage < len(epochs) and 0 <= epoch <= epochs[stage] and rows == sum(epochs[:stage]) + epoch
+    if not fits:
+        where = ', '.join(f'{k}={str(saved[k])[:20]}' for k in ('next_stage', 'next_epoch', 'rows'))
+        raise InputError(f'{path} is damaged or was edited ({where}, with epochs {", ".join(map(str, epochs[:-1]))}); '
+                         'delete it to start again, or put a whole copy there')
+    if len(log) >= rows and [(r.get('stage'), r.get('epoch')) for r in log[:rows]] != done[:rows]:
+        raise InputError(f'{path.with_name("metrics.jsonl")} is damaged (its epochs are not those before {path.name}); '
+                         'put a whole copy back or delete the folder to start again')
 
 # %% ../../nbs/training/04_callbacks.ipynb #915e7e7e
 class Watch(Callback):
     "Calls a function with the rows of the log after every epoch, on the first rank."
 
+    @accepts(function=a_function)
     def __init__(self, function): self.function = function
 
     def on_epoch_end(self, trainer, row):
@@ -186,6 +208,7 @@ class Watch(Callback):
 class EveryEpochs(Callback):
     "Calls a function with the number of epochs done: before the first, after every so many, and after the last."
 
+    @accepts(function=a_function, every=whole(1))
     def __init__(self,
         function, # of the number of epochs of the stage that are done
         every: int = 1, # epochs between two calls

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
+from ..core.checks import accepts, choice
 from ..core.errors import InputError
 
 # %% ../../nbs/training/01_precision.ipynb #254ef1ce
@@ -22,6 +23,7 @@ AMP = ('off', 'bf16', 'fp16')
 
 class Precision:
     "Autocast and, for fp16, loss scaling of every optimiser."
+    @accepts(amp=choice(*AMP))
     def __init__(
         self,
         amp: str, # one of AMP
@@ -48,6 +50,7 @@ class Precision:
 
 # %% ../../nbs/training/01_precision.ipynb #c2cbe8bb
 @contextmanager
+@accepts(backend=None)
 def compiled(
     module: nn.Module, # its calls are compiled; calls of its other methods are not
     backend: str = 'inductor', # of torch.compile

@@ -12,6 +12,7 @@ __all__ = ['Stage']
 import torch
 from torch import nn
 
+from ..core.checks import accepts, whole
 from ..core.ranks import rank_and_world
 from ..core.seeds import generator
 
@@ -22,6 +23,7 @@ class Stage(nn.Module):
     batch_size = None       # images per step over all ranks, where they are not the trainer's
     assigned_before = None  # what `assigned` last said, of this stage or one before it; the trainer sets it
 
+    @accepts(epochs=whole(1), seed=whole(0))
     def __init__(
         self,
         network: nn.Module, # what is trained, shared by the stages of a method
@@ -47,6 +49,9 @@ class Stage(nn.Module):
     def after_epoch(self, epoch: int) -> dict:
         "More quantities for the log."
         return {}
+
+    def check_restored(self):
+        "Refuse, with an `InputError`, a state from a checkpoint that this stage cannot have had; the shapes fit."
 
     def assigned(self) -> torch.Tensor | None: # (n,) or (H, n) int; -1: noise, or not assigned so far
         "The cluster of every sample after an epoch, the same on every rank; `None`: this stage assigns none."

@@ -10,10 +10,14 @@ __all__ = ['PARTS', 'Stopwatch', 'time_budget', 'budget_line']
 
 # %% ../../nbs/training/02_timing.ipynb #b594761a
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from statistics import median
 
 import torch
+
+from ..core.checks import accepts, several
+from ..core.errors import InputError
 
 # %% ../../nbs/training/02_timing.ipynb #3cefb3be
 PARTS = ('augment', 'forward', 'backward', 'optimiser')
@@ -50,6 +54,7 @@ class Stopwatch:
         return event
 
 # %% ../../nbs/training/02_timing.ipynb #e5d173fa
+@accepts(rows=several(Mapping, least=0))
 def time_budget(
     rows: list[dict], # of the log, as `Trainer.train` and `read_metrics` return them
 ) -> list[dict]: # one per stage: stage, epochs, minutes, median seconds and views_per_second, share of every part
@@ -63,10 +68,13 @@ def _budget(stage, rows):
     shares = {p: sum(r[f'seconds_{p}'] for r in rows) / whole for p in (*PARTS, 'other')}
     return dict(stage=stage, epochs=len(rows), minutes=round(whole / 60, 2), **middle, **shares)
 
+@accepts()
 def budget_line(
     budget: dict, # of one stage, from `time_budget`
 ) -> str:
     "Say in one line what a stage spent its time on."
+    missing = {'stage', 'epochs', 'seconds', 'views_per_second', *PARTS, 'other'} - budget.keys()
+    if missing: raise InputError(f'the budget has no {", ".join(sorted(missing))}; expected a row of time_budget')
     shares = ', '.join(f'{p} {budget[p]:.0%}' for p in (*PARTS, 'other'))
     speed = f'{budget["epochs"]} epochs of {budget["seconds"]:.3g} s, {budget["views_per_second"]:,.0f} views/s'
     return f'{budget["stage"]}: {speed}; {shares}'

@@ -18,11 +18,12 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 from torch import nn
 
+from ..core.checks import accepts, optional, real, several, whole
 from ..core.devices import LARGE, keep_memory
 from ..core.errors import one_of
 from ..core.progress import progress
 from ..core.ranks import from_main, mean_over_ranks, rank_and_world
-from ..runs.checkpoints import load_state
+from ..runs.checkpoints import clear_damage, load_optimiser, load_state
 from ..runs.folder import Run
 from .batches import Batches
 from .callbacks import Checkpoints, KeepLabels, StopOnNaN, Timing, Watch
@@ -35,6 +36,7 @@ _CHECK_EVERY = 100      # steps
 class Trainer:
     "Runs stages one after the other."
 
+    @accepts(stages=several(Stage, least=0), checkpoint_every=whole(1))
     def __init__(
         self,
         stages: list[Stage], # in order; they share one network
@@ -69,6 +71,7 @@ class Trainer:
     @property
     def done(self) -> bool: return self.next_stage == len(self.stages)
 
+    @accepts(seconds=optional(real(0, infinite=True)))
     def train(
         self,
         until: str | None = None, # the last stage to run; None runs all
@@ -169,24 +172,27 @@ class Trainer:
 
     def _resume(self):
         "Take up the run's checkpoint, if there is one."
-        found = from_main(lambda: self.run and self.checkpoints.read([s.name for s in self.stages]))
+        found = from_main(lambda: self.run and self.checkpoints.read({s.name: s.epochs for s in self.stages}))
         if found: self._take_up(*found)
         self.tell('on_resume')
 
     def _take_up(self, saved, rows, path):
         self.history, self.next_stage, self.next_epoch = rows, saved['next_stage'], saved['next_epoch']
-        self.precision.scaler.load_state_dict(saved['scaler'])
         if self.next_epoch: self._saved = saved, path
         else: load_state(self.network, saved['weights'], path)
-        states = saved.get('callbacks', {})
-        for c in self.callbacks:
-            if type(c).__name__ in states: c.load_state(states[type(c).__name__])
+        with clear_damage(path, 'delete it to start again, or put a whole copy there'):
+            self.precision.scaler.load_state_dict(saved['scaler'])
+            states = dict(saved.get('callbacks', {}))
+            for c in self.callbacks:
+                if type(c).__name__ in states: c.load_state(states[type(c).__name__])
 
     def _restore(self, stage):
         "Give a stage that was interrupted its weights and its optimisers' state."
         saved, path = self._saved
         load_state(stage, saved['weights'], path)
-        for k, o in stage.optimisers.items(): o.load_state_dict(saved['optimisers'][k])
+        with clear_damage(path, 'delete it to start again, or put a whole copy there'):
+            stage.check_restored()
+            for k, o in stage.optimisers.items(): load_optimiser(o, saved['optimisers'][k], path)
         self._saved = None
 
     @contextmanager

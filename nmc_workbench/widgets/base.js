@@ -21,4 +21,21 @@ function make(parent, tag, style = '', properties = {}) {
   e.style.cssText = style;
   return parent.appendChild(e);
 }
+function keys(box, heard) {       // keys pressed while a widget is in sight, unless another output was clicked last
+  let near = true;
+  const point = e => {
+    const output = e.target.closest?.('.jp-OutputArea-output');
+    near = !output || output.contains(box);
+  };
+  const key = e => {
+    const typing = /INPUT|TEXTAREA/.test(e.target.tagName) || e.target.isContentEditable;
+    if (near && box.offsetParent && !typing) heard(e);
+  };
+  window.addEventListener('pointerdown', point, true);
+  window.addEventListener('keydown', key, true);
+  return () => {
+    window.removeEventListener('pointerdown', point, true);
+    window.removeEventListener('keydown', key, true);
+  };
+}
 function url(bytes, type) { return URL.createObjectURL(new Blob([bytes], {type})); }

@@ -5,9 +5,19 @@ const TILE = 'display:inline-block;box-sizing:content-box;margin:2px;border-radi
 const HEAD = 'margin:5px 2px 1px;font-weight:bold;cursor:pointer;' +
   'overflow:hidden;text-overflow:ellipsis;white-space:nowrap';
 
+const CAPTIONED = 'display:inline-block;vertical-align:top;margin:0 4px 6px 0;text-align:center';
+const LARGE = 'background:#fff;color:#222;font:12px sans-serif;line-height:1.3;display:flex;gap:12px;' +
+  'padding:8px;box-sizing:border-box;overflow:auto';
+const BUTTON = 'border:1px solid #ccc;border-radius:3px;background:#fff;color:#222;cursor:pointer;margin-right:4px;' +
+  'font:12px sans-serif;padding:2px 8px';
+const BUTTONS = [['back', '‹', 'the image before (left arrow)'], ['next', '›', 'the next image (right arrow)'],
+  ['take out', 'take out', 'take it out of the selection'], ['close', 'close', 'back to the tiles (Esc)']];
+const PRESSED = {ArrowLeft: 'back', ArrowRight: 'next', Escape: 'close'};
+
 export default { render({model, el}) {
-  const box = make(el, 'div', BOX, {className: 'nmc-tiles'});
-  let address = null, s = {}, turn = 0;
+  const whole = make(el, 'div', 'position:relative;background:#fff');
+  const box = make(whole, 'div', BOX, {className: 'nmc-tiles'});
+  let address = null, s = {}, turn = 0, large = null, shownLarge = null;
 
   function mark() {
     const chosen = new Set(s.marked);
@@ -19,6 +29,12 @@ export default { render({model, el}) {
     t.textContent = text.split('\n')[0].slice(0, 60);
   }
   function tile(parent, k) {
+    const caption = s.captions[k];
+    if (caption) parent = make(parent, 'div', `${CAPTIONED};width:${Math.max(86, s.page.width + 10)}px`);
+    picture(parent, k);
+    if (caption) make(parent, 'div', 'font-size:11px;line-height:1.15;overflow-wrap:anywhere', {textContent: caption});
+  }
+  function picture(parent, k) {
     const {side, width, columns} = s.page, zoom = width / side, edge = s.edges[k] || '#ddd';
     const shape = `${TILE};width:${width}px;height:${width}px;border:3px solid ${edge}`;
     const t = make(parent, 'div', shape, {className: 'nmc-tile', title: s.texts[k] || ''});
@@ -35,6 +51,48 @@ export default { render({model, el}) {
     make(head, 'span', `color:${colour}`, {textContent: '⬤ '});
     make(head, 'span', '', {textContent: text});
   }
+  // a cluster's tiles keep to one line: those that do not fit as a whole wrap out of sight
+  function line() {
+    return `display:flex;flex-wrap:wrap;overflow:hidden;height:${address ? s.page.width + 10 : 29}px`;
+  }
+  function fit() {              // whole rows in the height there is
+    if (!s.height) return;
+    whole.style.height = s.height;
+    box.style.cssText = BOX + ';overflow-y:auto';
+    const [first] = box.querySelectorAll('.nmc-head, .nmc-tile');
+    const two = [...box.querySelectorAll(`.${first?.className ?? 'none'}`)].find(e => e.offsetTop > first.offsetTop);
+    const pitch = two ? two.offsetTop - first.offsetTop : 0, room = whole.clientHeight - 4;
+    box.style.height = (pitch && pitch <= room ? Math.floor(room / pitch) * pitch : room) + 'px';
+  }
+  function open() {             // one image large, beside what is known of it
+    large?.remove();
+    if (shownLarge) URL.revokeObjectURL(shownLarge);
+    large = shownLarge = null;
+    if (!s.large) return;
+    large = document.createElement('div');
+    whole.prepend(large);
+    large.className = 'nmc-large';
+    large.style.cssText = LARGE + (s.height ? ';position:absolute;inset:0;z-index:1' : '');
+    if (s.picture.byteLength) {
+      shownLarge = url(s.picture, s.large.type);
+      const side = s.height ? '100%' : '320px';
+      const image = make(large, 'img', `flex:0 1 auto;min-width:0;object-fit:contain;height:${side};max-width:65%;` +
+        'object-position:left top', {src: shownLarge, alt: s.large.lines[0] ?? ''});
+      image.onload = () => { if (image.naturalHeight < 128) image.style.imageRendering = 'pixelated'; };
+    }
+    const beside = make(large, 'div', 'flex:1 1 160px;min-width:150px');
+    const tools = make(beside, 'div', 'margin-bottom:8px');
+    for (const [name, textContent, title] of BUTTONS)
+      make(tools, 'button', BUTTON, {textContent, title}).onclick = () => model.send({large: name});
+    s.large.lines.forEach((textContent, k) => make(beside, 'div', 'overflow-wrap:anywhere;user-select:text;' +
+      `margin-bottom:4px;font-weight:${k ? 'normal' : 'bold'}`, {textContent}));
+  }
+  const quiet = keys(whole, e => {
+    if (!large || !PRESSED[e.key]) return;
+    e.preventDefault();
+    e.stopImmediatePropagation();
+    model.send({large: PRESSED[e.key]});
+  });
   async function show() {
     const mine = ++turn, before = address, next = s.sprite.byteLength ? url(s.sprite, s.page.type) : null;
     if (next) {
@@ -50,22 +108,31 @@ export default { render({model, el}) {
     for (let k = 0; k < s.index.length; k++) {
       if (heads.has(k)) {
         heading(heads.get(k), k);
-        row = make(box, 'div', 'white-space:nowrap;overflow:hidden');        // a cluster's tiles keep to one line
+        row = make(box, 'div', line());
       }
       tile(row, k);
     }
     if (!s.index.length) make(box, 'div', 'padding:12px;color:#666', {textContent: s.nothing});
     if (before) URL.revokeObjectURL(before);
+    fit();
+    box.scrollTop = 0;
     mark();
     box.dataset.drawn = (+box.dataset.drawn || 0) + 1;
   }
   box.onclick = e => {
     const t = e.target.closest('.nmc-tile'), h = e.target.closest('.nmc-head');
-    if (t) model.send({click: +t.dataset.i}); else if (h) model.send({heading: +h.dataset.j});
+    const held = e.ctrlKey || e.shiftKey || e.metaKey;
+    if (t) model.send({click: +t.dataset.i, held}); else if (h) model.send({heading: +h.dataset.j});
   };
-  const forget = follow(model, (state, keys) => {
+  const forget = follow(model, (state, changed) => {
     s = state;
-    if (keys.has('sprite')) show(); else if (keys.has('marked')) mark();
+    if (changed.has('large')) open();
+    if (changed.has('sprite')) show(); else if (changed.has('marked')) mark();
   });
-  return () => { forget(); turn++; if (address) URL.revokeObjectURL(address); };
+  const sized = new ResizeObserver(fit);
+  sized.observe(whole);
+  return () => {
+    forget(); quiet(); sized.disconnect(); turn++;
+    for (const a of [address, shownLarge]) if (a) URL.revokeObjectURL(a);
+  };
 } };

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import InputError
+from ..core.errors import InputError, shown
 from ..plotting.figure import graph_objects
 from .base import PageWidget
 
@@ -32,6 +32,8 @@ def encoded(
 
 def _index_of(figure) -> dict[str, int]:
     "The place of every trace by its name."
+    if not hasattr(figure, 'to_plotly_json'):
+        raise InputError(f'figure={shown(figure)}; expected a figure of plotly')
     names = [t.name for t in figure.data]
     if len(set(names)) < len(names) or None in names:
         raise InputError(f'the traces are called {names}; expected a different name for each')

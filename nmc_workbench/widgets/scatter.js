@@ -16,6 +16,8 @@ const CANVAS = 'display:block;width:100%;cursor:crosshair;touch-action:none';
 const TITLE = 'position:absolute;left:8px;top:6px;font-weight:bold;background:rgba(255,255,255,.8)';
 const TIP = 'position:absolute;display:none;pointer-events:none;background:#fff;border:1px solid #999;' +
   'border-radius:3px;padding:4px;max-width:240px;box-shadow:0 1px 4px #0004;z-index:2';
+const KEY = 'position:absolute;left:8px;bottom:6px;background:rgba(255,255,255,.85);pointer-events:none;' +
+  'max-width:calc(100% - 16px);line-height:1.4';
 const BUTTON = 'margin-left:3px;border:1px solid #ccc;border-radius:3px;background:#fff;color:#222;cursor:pointer;' +
   'font:12px sans-serif;padding:1px 6px';
 
@@ -24,11 +26,12 @@ export default { render({model, el}) {
   const canvas = make(box, 'canvas', CANVAS);
   const title = make(box, 'div', TITLE, {className: 'nmc-map-title'});
   const tools = make(box, 'div', 'position:absolute;right:6px;top:5px');
+  const key = make(box, 'div', KEY, {className: 'nmc-key'});
   const tip = make(box, 'div', TIP, {className: 'nmc-tip'});
   const tipImage = make(tip, 'img', 'display:block;image-rendering:pixelated;width:96px');
   const tipText = make(tip, 'div', 'white-space:pre-line;overflow-wrap:anywhere');
   const ctx = canvas.getContext('2d');
-  let s = {}, view = null, drag = null, pan = false, hovered = -1, asked = 0, frame = 0, lasso = [];
+  let s = {}, view = null, drag = null, pan = false, moved = false, hovered = -1, asked = 0, frame = 0, lasso = [];
 
   function button(text, hint, act) {
     const b = make(tools, 'button', BUTTON, {textContent: text, title: hint});
@@ -50,8 +53,10 @@ export default { render({model, el}) {
       x0 = Math.min(x0, s.xy[i]); x1 = Math.max(x1, s.xy[i]);
       y0 = Math.min(y0, s.xy[i + 1]); y1 = Math.max(y1, s.xy[i + 1]);
     }
-    const k = .92 * Math.min(w / Math.max(x1 - x0, 1e-9), (h - 40) / Math.max(y1 - y0, 1e-9));
-    return {k, x: w / 2 - k * (x0 + x1) / 2, y: 14 + h / 2 + k * (y0 + y1) / 2};
+    const foot = key.offsetHeight * ratio();        // below it no point is drawn
+    const k = .92 * Math.min(w / Math.max(x1 - x0, 1e-9), (h - 40 - foot) / Math.max(y1 - y0, 1e-9));
+    moved = false;
+    return {k, x: w / 2 - k * (x0 + x1) / 2, y: 14 + (h - foot) / 2 + k * (y0 + y1) / 2};
   }
   const X = i => view.k * s.xy[2 * i] + view.x, Y = i => view.y - view.k * s.xy[2 * i + 1];
 
@@ -68,9 +73,9 @@ export default { render({model, el}) {
     }
   }
   function paint() { frame ||= requestAnimationFrame(() => { frame = 0; draw(); }); }
-  function resize(w, h, ratio) {
+  function resize(w, h) {
     if (canvas.width === w && canvas.height === h) return;
-    canvas.width = w; canvas.height = h; canvas.style.height = h / ratio + 'px';
+    canvas.width = w; canvas.height = h;
     view = null;
   }
   function drawPoints(w, h, ratio) {      // those that are marked over the others, which fade
@@ -99,9 +104,10 @@ export default { render({model, el}) {
   function draw() {
     if (!s.xy) return;
     const ratio = devicePixelRatio || 1;
-    const w = Math.round(box.clientWidth * ratio), h = Math.round((s.height || 520) * ratio);
-    if (!w) return;
-    resize(w, h, ratio);
+    canvas.style.height = s.height;
+    const w = Math.round(box.clientWidth * ratio), h = Math.round(canvas.clientHeight * ratio);
+    if (!w || !h) return;
+    resize(w, h);
     view ||= fit();
     drawPoints(w, h, ratio);
     drawTexts(ratio);
@@ -162,7 +168,7 @@ export default { render({model, el}) {
     if (!drag) return hover(e);
     const [x, y] = at(e), [x0, y0] = drag.from;
     drag.far ||= Math.hypot(x - x0, y - y0) > 4;
-    if (pan) { view.x = drag.x + x - x0; view.y = drag.y + y - y0; } else lasso.push([x, y]);
+    if (pan) { view.x = drag.x + x - x0; view.y = drag.y + y - y0; moved = true; } else lasso.push([x, y]);
     if (drag.far) paint();
   };
   canvas.onpointerup = e => {
@@ -182,15 +188,39 @@ export default { render({model, el}) {
     e.preventDefault();
     const [x, y] = at(e), f = Math.exp(-e.deltaY / 400);
     Object.assign(view, {k: view.k * f, x: x - f * (x - view.x), y: y - f * (y - view.y)});
-    hovered = -1; tip.style.display = 'none';
+    moved = true; hovered = -1; tip.style.display = 'none';
     paint();
   }, {passive: false});
 
-  const forget = follow(model, (state, keys) => {
+  function explain() {          // what the colours mean: a scale from end to end, or a list
+    const {title = '', entries = [], ends} = s.key ?? {};
+    key.replaceChildren();
+    if (title) make(key, 'span', 'font-weight:bold;margin-right:6px', {textContent: title});
+    if (ends) {
+      make(key, 'span', '', {textContent: ends[0]});
+      const from = `linear-gradient(to right,${s.palette.join(',')})`;
+      make(key, 'span', `display:inline-block;width:90px;height:10px;margin:0 4px;background:${from}`);
+      make(key, 'span', '', {textContent: ends[1]});
+    }
+    for (const [colour, text] of entries) {
+      make(key, 'span', `color:${colour}`, {textContent: '⬤ '});
+      make(key, 'span', 'margin-right:8px', {textContent: text});
+    }
+  }
+  const quiet = keys(box, e => {
+    const large = document.querySelector('.nmc-large');         // closes first
+    if (e.key === 'Escape' && s.marked?.length && !large) model.send({click: -1});
+  });
+
+  const forget = follow(model, (state, changed) => {
     s = state;
-    if (keys.has('xy')) view = null;
-    if (keys.has('title')) title.textContent = s.title;
-    if (keys.has('hover') && !keys.has('xy')) return tell();
+    if (changed.has('xy')) view = null;
+    if (changed.has('title')) title.textContent = s.title;
+    if (changed.has('key') || changed.has('palette')) explain();
+    if (changed.has('key') && !moved) view = null;      // it takes room at the foot
+    // the tab of an app is named after the run
+    if (s.tab && document.getElementById('rendered_cells')) document.title = s.tab;
+    if (changed.has('hover') && !changed.has('xy')) return tell();
     box.dataset.marked = s.marked?.length ? s.marked.reduce((a, b) => a + b, 0) : '';
     paint();
   });
@@ -201,5 +231,5 @@ export default { render({model, el}) {
   };
   const sized = new ResizeObserver(paint);
   sized.observe(box);
-  return () => { forget(); sized.disconnect(); };
+  return () => { forget(); quiet(); sized.disconnect(); };
 } };

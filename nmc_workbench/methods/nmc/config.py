@@ -13,8 +13,7 @@ __all__ = ['RECIPES', 'NMCConfig', 'recipe']
 from dataclasses import dataclass
 
 from ...core.config import param
-from ...core.errors import one_of
-from ..config import RunConfig
+from ..config import RunConfig, own_recipe
 
 # %% ../../../nbs/methods/nmc/00_config.ipynb #624c3b2d
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -117,6 +116,6 @@ def recipe(
     name: str | None = None, # a recipe by name; `None` picks one
 ) -> dict: # parameter name -> value
     "The recipe that is asked for; else one for arrays of that dimension; else the data set's, or the one for images."
-    if name is not None: return RECIPES[one_of(name, RECIPES, 'recipe')] | dict(recipe=name)
+    if name is not None: return own_recipe(RECIPES, dataset, shape, name)
     if len(shape) == 1: return RECIPES['plane' if shape[0] <= 3 else 'points' if shape[0] <= 16 else 'features']
     return RECIPES[dataset if dataset in RECIPES else 'images']

@@ -22,7 +22,7 @@ from torch.hub import get_dir, load_state_dict_from_url
 from ...augment.presets import preset
 from ...core.config import named
 from ...core.errors import InputError
-from ...core.files import write_torch
+from ...core.files import as_path, write_torch
 from ...core.seeds import generator
 from ..base import features_of, open_run, own_kind, registered
 from ..config import result_parameters
@@ -56,7 +56,7 @@ def imagenet_weights(
     file: str | None = None, # a local file; `None` downloads
 ) -> dict: # name -> tensor
     "Weights learned on ImageNet, or an `InputError` that says which file is missing and where to put it."
-    if file is not None: return load_checkpoint(Path(file).expanduser())
+    if file is not None: return load_checkpoint(as_path(file))
     url = _published(name).url
     path = Path(get_dir()) / 'checkpoints' / Path(url).name
     try: return load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
@@ -85,14 +85,16 @@ def _source(folder):
     "The estimator of a run, and the source that `_rebuilt` builds it from again."
     model = open_run(folder, 'cpu')
     name, network = type(model).__name__, model.network_
-    shape = list(network.input_shape)
-    return model, dict(method=name, config=result_parameters(model.config_), shape=shape, more=model._extra_state())
+    return model, dict(
+        method=name, config=result_parameters(model.config_), shape=list(network.input_shape),
+        standard=model.standard_, more=model._extra_state())
 
 def _rebuilt(source):
     "The estimator of a source, without its weights, which the caller loads."
     cls = registered()[source['method']]
     model = cls()
     model.config_ = cls.config_class(**cls.config_class.translated(source['config']))
+    model.standard_ = source.get('standard')
     model._set_extra_state(source['more'])
     model.network_ = model._build(model.config_, tuple(source['shape']))
     return model
@@ -126,7 +128,7 @@ def make_encoder(
         raise InputError("encoder=coding_rate is trained by nbs/train_nmc.ipynb; here, train one with "
                          "NMCE(stages='representation', clusters='kmeans', run_dir=...) "
                          "and give encoder='run:<its folder>'")
-    if kind == 'run' and what: return _run_encoder(config, Path(what).expanduser(), shape, source)
+    if kind == 'run' and what: return _run_encoder(config, as_path(what), shape, source)
     if kind == 'torchvision' and what: return _classifier_encoder(config, what, shape, source)
     raise InputError(f'encoder={config.encoder!r}; expected torchvision:<model>, run:<folder>, features or coding_rate')
 
@@ -153,7 +155,7 @@ def _run_encoder(config, folder, shape, source):
                          f'these are {_sides(shape)}')
     several = config.encoder_kind in KINDS and hasattr(model.network_, 'features')
     kind = config.encoder_kind if several else own_kind(model)
-    augment = preset(config.augment) if config.augment else model._augment(model.config_)
+    augment = preset(config.augment) if config.augment else model.augmentation()
     return Encoder(_RunNetwork(model, kind), augment, source)
 
 def _sides(shape): return ' x '.join(map(str, shape))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ...core.errors import InputError
-from ...core.files import write_array, write_file, write_torch
+from ...core.files import write_array, write_csv, write_file, write_torch
 from ...core.ranks import rank_and_world
 from ...core.seeds import initialised, seed_of
 from ...data.images import decode_threads
@@ -30,13 +30,12 @@ from ..config import result_parameters
 from .config import NMCConfig, recipe
 from .encoders import FeatureBatches, cache_features, make_encoder
 from .mode_clustering import ModeClustering, stability
-from .network import NMCNet, centre_and_spread, principal_projection, projection_layer
+from .network import NMCNet, principal_projection, projection_layer
 from .stages import FitPotential
 from .tables import comparison, latex_table
 from ...metrics import scores
 from ...modes.endpoints import assign
 from ...modes.potential import Potential
-from ...runs.finished import config_of
 
 # %% ../../../nbs/methods/nmc/06_estimator.ipynb #dba82a05
 _MOST = 50_000       # samples whose features give the principal directions
@@ -97,9 +96,9 @@ class NMC(ModeClustering, Method, NMCConfig):
 
     def _n_features(self, encoder, shape):
         "How many numbers the encoder gives for one sample."
-        if len(shape) == 1: return shape[0]
-        device = next(encoder.parameters()).device
-        x = encoder.augment.plain(torch.zeros(1, *shape, dtype=torch.uint8, device=device))
+        if self.config_.encoder == 'features': return shape[0]
+        device, kind = next(encoder.parameters()).device, torch.float32 if len(shape) == 1 else torch.uint8
+        x = encoder.augment.plain(torch.zeros(1, *shape, dtype=kind, device=device))
         try: return encoder(x).shape[1]
         except (RuntimeError, ValueError) as e:
             raise InputError(f'images of {" x ".join(map(str, shape))} do not pass encoder={self.config_.encoder}: '
@@ -109,21 +108,17 @@ class NMC(ModeClustering, Method, NMCConfig):
         "Batches of features, cached where the parameters say so; a pca projection is fitted to them."
         if config.num_workers: decode_threads(config.num_workers)
         batches = FeatureBatches(images, self.network_.encoder, config.batch_size, config.seed, device)
-        self._measure_origin_and_unit(images, config)
         if self._given is not None:
             batches.cached = torch.stack([images.pixels, as_images(self._given).pixels]).to(device)
         elif config.cache_embeddings: cache_features(batches, self._cache_folder(config))
         if config.projection == 'pca': self._project_on_principal_directions(batches, config, device)
         return batches
 
-    def _measure_origin_and_unit(self, images, config):
-        "Centre and scale arrays, except with the original's recipe and in a run of a version that did not."
-        wanted = config.encoder == 'features' and config.recipe != 'seed' and not _made_before(config)
-        self.standard_ = centre_and_spread(images.pixels) if wanted else None
-        self.network_.standard_by(self.standard_)
-        self.network_.to(next(self.network_.potential.parameters()).device)
+    centres_features = True
 
-    def _more_configuration(self): return {'standardised': True} if self.standard_ else {}
+    def _is_centred(self, images, config):
+        "Whether features are centred and scaled: not with the original's recipe, nor in a run that began without."
+        return config.encoder == 'features' and config.recipe != 'seed' and not self._made_before(config)
 
     def _cache_folder(self, config):
         "A folder beside the run, which the runs next to it share; `None` without a run."
@@ -203,12 +198,7 @@ class NMC(ModeClustering, Method, NMCConfig):
         write_array(run.path('endpoints_aug.npy'), self.endpoints_aug_)
         if images.labels is not None: _write_tables(run, comparison(self, images.labels.cpu().numpy()))
 
-def _made_before(config):
-    "Whether a run that goes on was made by a version that took arrays as they are."
-    path = Path(config.run_dir or '').expanduser() / 'config.json'
-    return bool(config.resume and config.run_dir and path.is_file()) and 'standardised' not in config_of(path.parent)
-
 def _write_tables(run, rows):
     "Write a comparison as CSV and as a LaTeX table."
-    with write_file(run.path('comparison.csv'), 'w') as f: f.writelines(','.join(map(str, r)) + '\n' for r in rows)
+    write_csv(run.path('comparison.csv'), rows)
     with write_file(run.path('latex_table.tex'), 'w') as f: f.write(latex_table(rows))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from ...core.checks import as_finite, as_integers, accepts, finite_rows, real
 from ...core.errors import InputError
 from ...metrics import accuracy
 from ...modes.ascent import ascend
@@ -50,6 +51,7 @@ class Diagram:
         "The samples that climbed to a cluster's hill."
         return np.flatnonzero(self.component == i)
 
+@accepts(endpoints=finite_rows(), endpoints_aug=finite_rows(), eps=real(above=0))
 def stability(
     endpoints, # (n, d) where the weak views ended
     endpoints_aug, # (n, d) where the strong ones did
@@ -58,6 +60,7 @@ def stability(
     eps: float, # distance at which DBSCAN takes two end points for one
 ) -> dict:
     "Share of samples whose two views end within the median distance, within `eps`, and in matched clusters."
+    endpoints_aug = as_finite(endpoints_aug, 'endpoints_aug', *endpoints.shape, dtype=None)
     distance = np.linalg.norm(np.asarray(endpoints) - np.asarray(endpoints_aug), axis=1)
     threshold = float(np.median(distance))
     return {
@@ -119,12 +122,13 @@ class ModeClustering:
 
     def _clusters(self):
         "The cluster of every mode, at the present threshold."
+        self._refuse_before('tree_', 'call fit or load first')
         return self.tree_.labels(**self._threshold)
 
     def _label(self, embedding, logits):
         "The cluster of the mode that each sample climbs to; the fit's own samples have climbed already."
-        known = embedding is vars(self).get('embedding_')
-        return self._clusters()[self.modes_ if known else assign(self._climb(embedding)[0], self.centres_)]
+        clusters, known = self._clusters(), embedding is vars(self).get('embedding_')
+        return clusters[self.modes_ if known else assign(self._climb(embedding)[0], self.centres_)]
 
     def _set_n_clusters(self):
         "Nothing to do: `n_clusters_` is read off the tree."
@@ -141,8 +145,8 @@ class ModeClustering:
 
     def _relabel(self, threshold):
         "Set another threshold, and label the samples by it."
-        if 'tree_' not in vars(self):
-            raise InputError(f'this {type(self).__name__} is not fitted; call fit or load first')
+        self._refuse_before('tree_', 'call fit or load first')
+        if None in threshold.values(): raise InputError(f'{next(iter(threshold))} is None; expected a number')
         clusters = self.tree_.labels(**threshold)       # refuses what cannot be, and nothing has changed
         self._threshold = threshold
         if 'modes_' in vars(self): self.labels_ = clusters[self.modes_]
@@ -150,16 +154,16 @@ class ModeClustering:
     @property
     def diagram_(self) -> Diagram:
         "Birth, death and members of every cluster, before anything is merged."
+        self._refuse_before('tree_', 'call fit or load first')
         tree, points = self.tree_.tree, self.tree_.points
         passes = np.where(tree.mortal[:, None], points[tree.saddles], np.nan)
         component = self.tree_.components[self.modes_] if 'modes_' in vars(self) else np.zeros(0, int)
         return Diagram(tree.births, tree.deaths, points[tree.modes], passes, tree.parents, component)
 
     def _extra_state(self):
-        "The encoder's source, origin and unit of arrays, the unit of lengths, the threshold, and the tree."
-        standard = dict(standard=self.standard_) if self.standard_ else {}
+        "The encoder's source, the unit of lengths, the threshold, and the tree."
         arrays = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in self._arrays().items()}
-        return dict(**standard, source=self.source_, unit=self.unit_, n_modes=self.tree_.n_modes,
+        return dict(source=self.source_, unit=self.unit_, n_modes=self.tree_.n_modes,
                     threshold=self._threshold, arrays=arrays)
 
     def _arrays(self):
@@ -171,9 +175,28 @@ class ModeClustering:
     def _set_extra_state(self, state):
         "Take back what `_extra_state` gave, and label the samples."
         a = {k: v.numpy() for k, v in state['arrays'].items()}
-        self.source_, self.unit_, self._threshold = state['source'], state['unit'], state['threshold']
-        self.standard_ = state.get('standard')      # a model of an older version takes arrays as they are
+        _check_tree(a, state['n_modes'])
+        self.source_, self.unit_, self._threshold = state['source'], _lengths(state['unit']), state['threshold']
+        self.standard_ = self.standard_ or state.get('standard')       # where a model of an older version has it
         self.centres_, self.modes_ = a['centres'], a['samples']
         tree = MergeTree(*(a[f.name] for f in fields(MergeTree)))
         self.tree_ = ModeTree(tree, a['points'], a['vertex_heights'], a['edges'], state['n_modes'])
         self.labels_ = self._clusters()[self.modes_]
+
+def _lengths(unit):
+    "The unit of lengths, a number above 0."
+    if not isinstance(unit, (int, float)) or not 0 < unit < np.inf: raise InputError(f'unit={unit!r}; expected above 0')
+    return unit
+
+def _check_tree(a, n_modes):
+    "Refuse arrays that are not of one tree of modes."
+    centres, points = as_finite(a['centres'], 'centres', dtype=None), as_finite(a['points'], 'points', dtype=None)
+    M, N, C = len(centres), len(points), len(a['births'])
+    if n_modes != M or centres.shape[1] != points.shape[1]:
+        raise InputError(f'centres of shape {centres.shape}, points of shape {points.shape} and n_modes={n_modes!r}')
+    for name, n in dict(births=C, vertex_heights=N).items(): as_finite(a[name], name, n, ndim=1)
+    if a['deaths'].shape != (C,) or np.isnan(a['deaths']).any(): raise InputError('deaths do not belong to the births')
+    limits = dict(modes=(C, 0, N), saddles=(C, -1, N), parents=(C, -1, C), leaf=(N, 0, C), samples=(None, 0, M))
+    for name, (n, low, most) in limits.items(): as_integers(a[name], name, n, low=low, high=most - 1)
+    as_integers(a['edges'], 'edges', d=2, low=0, high=N - 1)
+    if (a['parents'] >= np.arange(C)).any(): raise InputError('parents do not come before their children')

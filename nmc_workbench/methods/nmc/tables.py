@@ -26,7 +26,7 @@ def comparison(
     rows = [['method', *_SCORES, 'n_clusters'], _row('NMC', y, model.labels_)]
     for k in dict.fromkeys((found, known)):
         if k < 2: continue
-        labels = kmeans_labels(model.embedding_, k, model.config_.seed)
+        labels = kmeans_labels(model.embedding_, k)         # the starts of seed 0, as in nbs/evaluate.ipynb
         rows.append(_row(f'K-means (K = {k})', y, labels))
     return rows
 

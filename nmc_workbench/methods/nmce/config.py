@@ -13,9 +13,10 @@ __all__ = ['RECIPES', 'STAGES', 'NMCEConfig', 'recipe', 'stage_names', 'trains_h
 # %% ../../../nbs/methods/nmce/00_config.ipynb #cc72718c
 from dataclasses import dataclass
 
+from ...core.checks import accepts
 from ...core.config import param
 from ...core.errors import InputError, one_of
-from ..config import RunConfig
+from ..config import RunConfig, own_recipe
 
 # %% ../../../nbs/methods/nmce/00_config.ipynb #4d0d3e5a
 _CLUSTERINGS = ('heads', 'ensc', 'kmeans')
@@ -143,24 +144,13 @@ RECIPES = dict(
         backbone='resnet10imgs', z_dim=200, batch_size=7200, eps=.001, epochs=10000, ensc_gamma=200., ensc_tau=.5),
     spiral_original=_SPIRAL | dict(batch_size=4096, optimizer='adam', epochs=600, lr=1e-3, schedule='constant'))
 
-_SHAPES = dict(             # (C, H, W) of the images that a recipe is for; those not listed take any shape
-    digits=(1, 8, 8),
-    cifar10=(3, 32, 32),
-    cifar100coarse=(3, 32, 32),
-    stl10=(3, 96, 96),
-    mnist=(1, 28, 28),
-    fashion_mnist=(1, 28, 28),
-    spiral=(2,))
-
 def recipe(
     dataset: str, # name of the data set
     shape: tuple, # (C, H, W) of its images, or (D,)
     name: str | None = None, # a recipe by name; `None` picks one
 ) -> dict: # parameter name -> value
     "The recipe that is asked for; else the data set's own, if its images have that shape; else one for such images."
-    if name is not None: return RECIPES[one_of(name, RECIPES, 'recipe')] | dict(recipe=name)
-    if dataset in RECIPES and _SHAPES.get(dataset, shape) == shape: return RECIPES[dataset]
-    return _for_images(shape)
+    return own_recipe(RECIPES, dataset, shape, name) or _for_images(shape)
 
 def _for_images(shape):
     "The recipe for data of this shape, of which no more is known."
@@ -173,6 +163,7 @@ def _for_images(shape):
 STAGES = ('representation', 'joint', 'cluster_heads', 'fine_tune')
 _HEADS = ('joint', 'cluster_heads', 'fine_tune')
 
+@accepts()
 def stage_names(
     config: NMCEConfig, # filled
 ) -> list[str]:

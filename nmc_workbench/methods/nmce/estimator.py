@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from ...augment.presets import preset
 from ...cluster import NearestPoint, find_clusters
+from ...core.checks import as_finite, as_integers
 from ...core.errors import InputError
 from ...core.seeds import initialised, seed_of
 from ..base import Method
@@ -110,4 +111,11 @@ class NMCE(Method, NMCEConfig):
 
     def _set_extra_state(self, state):
         "Take back what `_extra_state` gave."
+        c = self.config_
+        if c.stages is None: raise InputError('stages=None; expected those that were trained')
+        if bool(state) == (c.clusters == 'heads'):
+            raise InputError(f'clusters={c.clusters} {"with" if state else "without"} points that label new samples')
         self.nearest_ = NearestPoint(**state) if state else None
+        if not state: return
+        as_finite(self.nearest_.points, 'points')
+        as_integers(self.nearest_.labels, 'labels', low=0, high=c.n_clusters - 1)

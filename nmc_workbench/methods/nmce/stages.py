@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...core.checks import accepts, choice, whole
 from ...core.errors import InputError
 from ...core.seeds import initialised, seed_of
 from ...diagnostics.collapse import assignment_statistics, effective_rank
@@ -29,6 +30,7 @@ from ...runs.label_history import StepLabels
 from ...training.stage import Stage
 
 # %% ../../../nbs/methods/nmce/02_stages.ipynb #90145358
+@accepts(schedule=choice('cosine', 'linear', 'constant'), epoch=whole(0), epochs=whole(1), warmup=whole(0))
 def scheduled(
     schedule: str, # cosine, linear or constant
     epoch: int, # 0 ... epochs - 1

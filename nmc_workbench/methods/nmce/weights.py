@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ...core.errors import InputError
+from ...core.files import as_path
 from ...nets.heads import SubspaceNet
 from ...runs.checkpoints import load_checkpoint, load_state
 
@@ -29,11 +30,11 @@ def starting_weights(
     stage: str, # the stage that starts from it
 ) -> tuple[dict, str]: # name -> tensor, and the file they come from
     "The weights in `source`, under the names that `SubspaceNet` has."
-    path = Path(source).expanduser()
+    path = as_path(source)
     if path.is_dir(): path = _left_by_the_stage_before(path, stage, source)
     saved = load_checkpoint(path)
     weights = next((saved[k] for k in ('weights', 'net') if isinstance(saved.get(k), dict)), saved)
-    if not weights or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+    if not weights or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in weights.items()):
         raise InputError(f'{path} holds no weights by name; give a .pt file of a run, '
                          'or a checkpoint of the original code (net, optimizer, scheduler)')
     return {_renamed(k): v for k, v in weights.items()}, str(path)

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ...core.checks import accepts, choice, finite_rows, real, whole
 from ...core.config import convert, param
-from ...core.errors import one_of
 from ...core.seeds import generator
-from ..config import RunConfig
+from ..config import RunConfig, own_recipe
 from ...optim import warmup_cosine
 
 # %% ../../../nbs/methods/sela/00_config.ipynb #9b0fb9ae
@@ -32,7 +32,9 @@ def weight_decay_of(
 ) -> float: # >= 0
     "The weight decay that the original's `wd` stands for: `wd` itself, or 10 ** wd where it is negative."
     wd = convert('wd', wd, float | None)
-    return 10. ** wd if wd is not None and wd < 0 else wd
+    if wd is None: return None
+    real()(wd, 'wd')
+    return 10. ** wd if wd < 0 else wd
 
 # %% ../../../nbs/methods/sela/00_config.ipynb #e174168b
 _SCHEDULES = ('steps', 'cifar', 'cosine', 'constant')
@@ -88,6 +90,7 @@ class SeLaConfig(RunConfig):
         log_iter=('log_steps', _as_given))
 
 # %% ../../../nbs/methods/sela/00_config.ipynb #d98cb933
+@accepts(epoch=whole(0), epochs=whole(1), lr=real(above=0), schedule=choice(*_SCHEDULES), lr_drop=whole(1))
 def learning_rate(
     epoch: int, # 0 ... epochs - 1
     epochs: int, # length of the run
@@ -96,13 +99,13 @@ def learning_rate(
     lr_drop: int = 150, # epochs between the drops of 'steps'
 ) -> float:
     "The learning rate that is in force during `epoch`."
-    one_of(schedule, _SCHEDULES, 'schedule')
     if schedule == 'cosine': return warmup_cosine(epoch, epochs, lr)
     if schedule == 'steps': return lr * (.1 ** (epoch // lr_drop) if epoch < 350 else 1e-3)
     if schedule == 'cifar': return lr * .1 ** max(0, int((epoch - .4 * epochs) / (.2 * epochs)))
     return lr
 
 # %% ../../../nbs/methods/sela/00_config.ipynb #f4db30d6
+@accepts(n=whole(1), epochs=whole(1), n_updates=whole(1), spacing=choice(*_SPACINGS))
 def label_times(
     n: int, # samples; 1: times are in epochs
     epochs: int, # of the run
@@ -111,9 +114,10 @@ def label_times(
 ) -> np.ndarray: # (n_updates,) ascending, in samples seen
     "When labels are updated (section 3.2 of arXiv 1911.05371)."
     share = np.arange(n_updates) / max(n_updates - 1, 1)
-    if one_of(spacing, _SPACINGS, 'spacing') == 'quadratic': return (epochs + .01) * n * share ** 2
+    if spacing == 'quadratic': return (epochs + .01) * n * share ** 2
     return (epochs + 1.0001) * n * share
 
+@accepts(n=whole(1), epochs=whole(1), batch_size=whole(1), times=finite_rows(0, ndim=1))
 def label_steps(
     n: int, # samples
     epochs: int, # of the run
@@ -127,6 +131,7 @@ def label_steps(
     return steps
 
 # %% ../../../nbs/methods/sela/00_config.ipynb #197c9e73
+@accepts(n=whole(1), n_clusters=whole(1), n_heads=whole(1))
 def balanced_labels(
     n: int, # samples
     n_clusters: int, # K
@@ -166,6 +171,8 @@ _CIFAR10_SMALL = _SMALL | dict(
     augment='sela_cifar(size=32)', backbone='smallconv(width=24, stride=2, stages=3)', n_clusters=128,
     n_label_updates=20, epochs=30, batch_size=128, checkpoint_every=2)
 
+_POINTS = _SMALL | dict(augment='spiral', backbone='mlp')
+
 RECIPES = dict(
     # for two cores
     digits=_SMALL,
@@ -174,7 +181,7 @@ RECIPES = dict(
     fashion_mnist=_MNIST,
     coil20=_SMALL | dict(augment='coil', backbone='resnet10imgs', batch_size=120),
     cifar10_small=_CIFAR10_SMALL,
-    spiral=_SMALL | dict(augment='spiral', backbone='mlp', n_clusters=20),
+    spiral=_POINTS | dict(n_clusters=20),
     # the published runs, for a GPU
     imagenet=_IMAGENET,
     resnet50=_IMAGENET | dict(backbone='resnetv2'),
@@ -186,10 +193,13 @@ def recipe(
     shape: tuple, # (C, H, W) of its images, or (D,)
     name: str | None = None, # a recipe by name; `None` picks one
 ) -> dict: # parameter name -> value
-    "The recipe that is asked for; else the data set's own; else one for images of that kind."
-    if name is not None: return RECIPES[one_of(name, RECIPES, 'recipe')] | dict(recipe=name)
+    "The recipe that is asked for; else the data set's own, if its images have that shape; else one for such images."
+    if found := own_recipe(RECIPES, dataset, shape, name): return found
     if dataset == 'imagenet_folder': return _IMAGENET
-    if dataset in RECIPES: return RECIPES[dataset]
-    if len(shape) == 1: return RECIPES['spiral']
+    return _for_images(shape)
+
+def _for_images(shape):
+    "The recipe for data of this shape, of which no more is known."
+    if len(shape) == 1: return _POINTS
     if shape[0] == 1: return _SMALL if shape[1] < 16 else _MNIST
     return _CIFAR10_SMALL if shape[1] <= 64 else _IMAGENET

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 
 from ...augment.presets import preset
+from ...core.checks import as_integers, accepts, as_numbers, whole
 from ...core.errors import InputError
+from ...core.files import as_path, read_array
 from ...core.seeds import initialised, seed_of
 from ...data.images import decode_threads
 from ..base import Method
@@ -29,15 +31,17 @@ from .weights import load_pretrained
 from ...metrics import nmi
 from ...nets.backbones import backbone
 from ...nets.heads import HeadsNet
-from ...runs.checkpoints import load_checkpoint, load_state
+from ...runs.checkpoints import clear_damage, load_checkpoint, load_state
 from ...training.batches import Batches
 
 # %% ../../../nbs/methods/sela/03_estimator.ipynb #70a52a46
+@accepts(at_most=whole(1))
 def head_agreement(
     labels: np.ndarray, # (H, n) int
     at_most: int = 20_000, # samples to compare, evenly taken
 ) -> np.ndarray: # (H,), in [0, 1]
     "Mean NMI of each head's labels with every other head's labels; zero for a single head."
+    labels = as_numbers(labels, 'labels')
     some, H = labels[:, ::max(1, labels.shape[1] // at_most)], len(labels)
     table = np.eye(H)
     for i in range(H):
@@ -50,7 +54,7 @@ def load_start(
     source: str | Path, # a run of SeLa, its model.pt, or a file of the original code
 ):
     "Load the weights of the backbone, and those of the heads where they have the same number and size."
-    path = Path(source).expanduser()
+    path = as_path(source)
     if path.is_dir(): path = path / 'model.pt'
     weights = _weights_of(path)
     load_state(network.backbone, _part(weights, 'backbone.'), str(path))
@@ -61,7 +65,8 @@ def load_start(
 def _weights_of(path):
     "The weights of a run's model, or of a file of the original code, under the names of `HeadsNet`."
     saved = load_checkpoint(path) if path.name == 'model.pt' else {}
-    return saved['weights'] if saved.get('method') == 'SeLa' else _as_heads_net(load_pretrained(path))
+    if saved.get('method') != 'SeLa': return _as_heads_net(load_pretrained(path))
+    with clear_damage(path): return {str(k): v for k, v in saved['weights'].items()}
 
 def _part(weights, prefix):
     "The weights whose names start with `prefix`, under names without it."
@@ -88,8 +93,9 @@ class SeLa(Method, SeLaConfig):
         trainer = super().prepare(X, y)
         path = self.run_ and self.run_.path('self_labels.npy')
         if trainer.done and path and path.is_file():
-            labels = torch.from_numpy(np.load(path, allow_pickle=False))
-            trainer.stages[0].self_labels.labels.copy_(labels)
+            own = trainer.stages[0].self_labels.labels
+            labels = _checked_self_labels(read_array(path), self.config_, str(path), own.shape[1])
+            own.copy_(torch.from_numpy(labels))
         return trainer
 
     @staticmethod
@@ -111,7 +117,7 @@ class SeLa(Method, SeLaConfig):
         if config.num_workers: decode_threads(config.num_workers)
         batches = Batches(images, self._augment(config), config.batch_size, 1, config.seed, device, whole=True)
         self._label_batches = copy(batches)                            # the images are shared
-        self._label_batches.augment = _label_preset(config)
+        self._label_batches.augment = _label_preset(config).standardising(self.standard_)
         return batches
 
     def _stages(self, config):
@@ -120,6 +126,7 @@ class SeLa(Method, SeLaConfig):
 
     def finish(self, **more):
         "As `Method.finish`, after the choice of a head."
+        self._refuse_before('trainer_', 'call fit, or prepare and train')
         self.self_labels_ = self.trainer_.stages[0].self_labels.labels.cpu().numpy()
         self.head_agreement_ = head_agreement(self.self_labels_)
         self.head_ = int(self.head_agreement_.argmax())
@@ -140,7 +147,17 @@ class SeLa(Method, SeLaConfig):
 
     def _set_extra_state(self, state):
         "Take back what `_extra_state` gave."
-        self.head_, self.self_labels_ = state['head'], state['self_labels'].numpy()
+        c = self.config_
+        self.head_ = int(as_integers([state['head']], 'head', low=0, high=c.n_heads - 1)[0])
+        self.self_labels_ = _checked_self_labels(state['self_labels'].numpy(), c, 'self_labels')
+
+def _checked_self_labels(labels, config, what, n=None):
+    "Labels (H, n) of every head, or an `InputError`."
+    n = labels.shape[-1] if n is None and labels.ndim else n
+    if labels.shape != (config.n_heads, n):
+        raise InputError(f'{what} has shape {labels.shape}; expected ({config.n_heads}, {n or "n"}), a row per head: '
+                         'put a whole copy back')
+    return as_integers(labels.reshape(-1), what, low=0, high=config.n_clusters - 1).reshape(labels.shape)
 
 def _preset(augment):
     "The augmentation of a preset's name, or of a level of the original."

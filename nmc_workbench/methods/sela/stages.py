@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.utils import save_image
 
+from ...core.checks import as_integers
 from ...core.files import write_array
 from ...core.ranks import from_main, rank_and_world
 from ...losses import heads_cross_entropy
@@ -174,6 +175,12 @@ class SelfLabelling(Stage):
         path = self.folder / f'figures/filters_{epoch:04d}.png'
         path.parent.mkdir(exist_ok=True)
         save_image(F.interpolate(w, scale_factor=6), path, nrow=16, padding=4, normalize=True, scale_each=True)
+
+    def check_restored(self):
+        "Labels are clusters, and of the updates no more were made than are due in all."
+        labels = self.self_labels.labels.reshape(-1)
+        as_integers(labels, 'self_labels.labels', low=0, high=self.config.n_clusters - 1)
+        as_integers([int(self.self_labels.updates)], 'self_labels.updates', low=0, high=len(self.steps_due))
 
     def assigned(self):
         "The labels of every head, after an epoch that updated them."

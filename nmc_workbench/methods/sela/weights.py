@@ -22,7 +22,7 @@ import torchvision
 from torch import nn
 
 from ...core.errors import InputError, one_of
-from ...core.files import temporary_path
+from ...core.files import as_path, temporary_path
 from ...data.archives import Archive, sha256_of, fetch
 from ...nets.backbones import backbone
 from ...nets.heads import HeadsNet
@@ -170,7 +170,7 @@ def _as_rows(found):
 # %% ../../../nbs/methods/sela/01_weights.ipynb #2fa7c471
 def _local(source, sha256, folder):
     "The file itself, or the one that the address gives, checked."
-    if not re.match(r'https?://', str(source)): return _checked(Path(source).expanduser(), sha256, 'give a whole copy')
+    if not re.match(r'https?://', str(source)): return _checked(as_path(source), sha256, 'give a whole copy')
     path = _place_of(str(source), folder)
     if path.is_file(): return _checked(path, sha256, 'delete it and run again')
     try:
@@ -184,7 +184,7 @@ def _local(source, sha256, folder):
 
 def _place_of(url, folder):
     "Where the file of an address is kept: files of one name from two addresses must not stand for each other."
-    folder = Path(folder or Path(torch.hub.get_dir()) / 'checkpoints').expanduser()
+    folder = as_path(folder or Path(torch.hub.get_dir()) / 'checkpoints')
     name = Path(unquote(urlsplit(url).path)).name or 'weights'
     return folder / f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
 
