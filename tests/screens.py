@@ -23,7 +23,7 @@ def quiet(page, theme):
     page.evaluate(PANES)
     page.evaluate(THEME, theme.title())
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:hide-all-cell-code')")
-    page.locator('.js-plotly-plot').nth(2).wait_for()
+    page.locator('.js-plotly-plot').nth(2).wait_for(state='attached')
     page.wait_for_timeout(1500)
     page.locator('.nmc-run').evaluate('e => e.scrollIntoView()')
     page.wait_for_timeout(500)

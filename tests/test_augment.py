@@ -493,7 +493,7 @@ def test_flip_commutes_with_byols_colour():
     (lambda: preset('cifar_simclr_norm')(photos(2, 1, 32, 32), seeded()), ['3 means', '1 channel', 'fashionmnist']),
     (lambda: preset('cifar_simclr_norm').plain(photos(2, 1, 32, 32)), ['3 means', '1 channel']),
     (lambda: preset('coil')(photos(2, 4, 8, 8), seeded()), ['4 channels']),
-    (lambda: Flip(-.1), ['p=-0.1', 'between 0 and 1']),
+    (lambda: Flip(-.1), ['Flip: p=-0.1', 'from 0 to 1']),
     (lambda: ColorJitter(p=2), ['p=2']),
     (lambda: ColorJitter(brightness=-1), ['brightness=-1']),
     (lambda: ColorJitter(hue=.7), ['hue=0.7']),

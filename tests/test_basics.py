@@ -172,7 +172,7 @@ def test_json_of_numpy_and_torch(tmp_path):
     write_json(tmp_path / 'a.json', dict(a=np.float32(.5), b=np.arange(2), d=tmp_path, g='ü', **torches))
     want = dict(a=.5, b=[0, 1], c=[1], d=str(tmp_path), e='torch.float32', f='cpu', g='ü')
     assert json.loads((tmp_path / 'a.json').read_text()) == want
-    with pytest.raises(TypeError, match='set has no JSON form'): write_json(tmp_path / 'a.json', {1, 2})
+    with pytest.raises(InputError, match='a set, which has no JSON form'): write_json(tmp_path / 'a.json', {1, 2})
     with pytest.raises(ValueError): write_array(tmp_path / 'b.npy', np.array([object()]))       # would need pickle
     assert os.listdir(tmp_path) == ['a.json']
 

@@ -1,5 +1,4 @@
 "Edits of clusters: against a slow reference, saved and replayed, damaged, exported."
-import csv
 import json
 import subprocess
 import sys
@@ -10,6 +9,8 @@ import pytest
 from PIL import Image
 
 from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.files import read_csv
+from nmc_workbench.core.labels import cluster_name
 from nmc_workbench.explore.curation import Curation
 from nmc_workbench.explore.curation_script import read_script, safe_name
 
@@ -201,11 +202,11 @@ def test_csv_comes_back_whole(tmp_path):
     c = Curation(ids, labels, x)
     for k, name in enumerate(HOSTILE[:5]): c.rename(k, name)
     c.export_labels(tmp_path / 'labels.csv', [f'/data/{i}' for i in ids])
-    rows = list(csv.DictReader(open(tmp_path / 'labels.csv', encoding='utf-8', newline='')))
-    def column(name): return [row[name] for row in rows]
+    head, *rows = read_csv(tmp_path / 'labels.csv')
+    def column(name): return [row[head.index(name)] for row in rows]
     assert column('id') == ids.tolist() and column('path') == [f'/data/{i}' for i in ids]
     assert list(map(int, column('cluster'))) == c.labels.tolist()
-    assert column('name') == [c.names.get(k, '') for k in c.labels.tolist()]
+    assert column('name') == [c.names.get(k, cluster_name(k)) for k in c.labels.tolist()]
     assert np.allclose(list(map(float, column('confidence'))), c.confidence(), atol=1e-4)
 
 
@@ -234,7 +235,7 @@ def test_files_are_copied_as_they_are(tmp_path):
     images = load('folder', root=tmp_path / 'data')
     c = Curation(images.ids, [0] * 6, np.random.default_rng(0).normal(size=(6, 2)))
     c.export_folders(tmp_path / 'out', images)
-    copies = sorted((tmp_path / 'out/00').iterdir())
+    copies = sorted((tmp_path / 'out/00 cluster 0').iterdir())
     assert len(copies) == 6         # both a/0.png and b/0.png
     assert sorted(p.read_bytes() for p in copies) == sorted(p.read_bytes() for p in images.paths)
 

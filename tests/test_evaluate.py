@@ -286,7 +286,7 @@ BAD = [
     (lambda: knn_accuracy(X, Y, X[:, :2], Y), 'test_x has 2 features, train_x 3'),
     (lambda: knn_accuracy(X, Y[:9], X, Y), 'train_y 9 entries'),
     (lambda: knn_accuracy(X * np.nan, Y, X, Y), 'train_x holds values that are not finite'),
-    (lambda: nearest_subspace_accuracy(X, Y, X, Y, 2, 'ica'), "unknown form of nearest subspace 'ica'"),
+    (lambda: nearest_subspace_accuracy(X, Y, X, Y, 2, 'ica'), "form='ica'; expected one of 'pca', 'svd'"),
     (lambda: nearest_subspace_accuracy(X[:5], [0, 0, 0, 0, 1], X, Y, 2),
      'n_components=2 > 1 training samples of class 1'),
     (lambda: linear_svm(X, Y * 0, X, Y), 'at least 2 classes'),

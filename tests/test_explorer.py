@@ -13,7 +13,7 @@ from nmc_workbench.explore.explorer import COLOURS, Explorer
 from nmc_workbench.explore.explorer_figures import cluster_label
 from nmc_workbench.explore.gallery_order import ORDERS
 from nmc_workbench.explore.umap_process import MapJob
-from nmc_workbench.cluster import centre_distances, confidence
+from nmc_workbench.cluster import centre_distances, confidence, separation
 from nmc_workbench.runs.finished import FinishedRun
 from nmc_workbench.runs.index import run_choices
 
@@ -51,7 +51,7 @@ def test_every_view_follows_one_selection(explorer):
     e.map.calls['lasso'](np.array([9, 3, 4]))
     assert e.selection.tolist() == e.run.ids[[3, 4, 9]].tolist()
     assert e.map.selected.tolist() == [3, 4, 9] and sorted(e.tiles.shown) == [3, 4, 9]
-    e.tiles.heard(dict(click=4), [])                    # a tile takes its sample out
+    e.tiles.heard(dict(click=4, held=True), [])         # a tile takes its sample out
     assert e.selected.tolist() == [3, 9] == sorted(e.tiles.shown) and '2 of 120' in e.about.value
     e.bars._on_click[0]('size', e.clusters.index(1))
     assert (e.labels[e.selected] == 1).all() and len(e.selected) == (e.labels == 1).sum()
@@ -194,7 +194,7 @@ def test_umap_is_made_beside_and_kept(tmp_path):
     assert FinishedRun.open(tmp_path / 'run').kept_map()[1] == 'map2d.npy'
 
 
-def test_confidence_against_a_plain_loop():
+def test_confidence_and_separation_against_a_plain_loop():
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(60, 3)), rng.integers(-1, 4, 60)
     own, other = centre_distances(x, labels)
@@ -204,7 +204,10 @@ def test_confidence_against_a_plain_loop():
         a = min(far.values()) if labels[i] < 0 else far[labels[i]]
         b = min(v for k, v in far.items() if k != labels[i])
         assert np.isclose(own[i], a, atol=1e-4) and np.isclose(other[i], b, atol=1e-4)
-        assert np.isclose(confidence(own, other)[i], max(0, 1 - a / b), atol=1e-3)
+        assert np.isclose(separation(own, other)[i], max(0, 1 - a / b), atol=1e-3)
+        same = [j for j in range(60) if labels[j] == labels[i] >= 0 and j != i]
+        rank = np.mean([own[j] / other[j] > own[i] / other[i] for j in same]) if same else float(labels[i] >= 0)
+        assert np.isclose(confidence(own, other, labels)[i], rank, atol=1e-6)
 
 
 def test_names_are_text():

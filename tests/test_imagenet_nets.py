@@ -135,10 +135,10 @@ def test_any_side_for_the_residual_nets_and_larger_ones_for_alexnet():
 
 
 BAD = [
-    (lambda: AlexNet(width='tiny'), "unknown width of alexnet 'tiny'; known: big, small"),
-    (lambda: backbone("alexnet(width='tiny')"), "unknown width of alexnet 'tiny'"),
+    (lambda: AlexNet(width='tiny'), "width='tiny'; expected one of 'big', 'small'"),
+    (lambda: backbone("alexnet(width='tiny')"), "width='tiny'; expected one of"),
     (lambda: backbone('alexnet(depth=3)'), "unknown option of alexnet 'depth'"),
-    (lambda: ResNetV1(depth=34), 'unknown depth of resnetv1 34; known: 18, 50'),
+    (lambda: ResNetV1(depth=34), 'depth=34; expected one of 18, 50'),
     (lambda: ResNetV2(expansion=0), 'expansion=0; expected a whole number from 1'),
     (lambda: backbone('resnetv2(expansion=1.5)'), 'expansion=1.5; expected a whole number'),
     (lambda: check_input(AlexNet(), (8, 3, 32, 32)), '32 x 32 pixels; alexnet takes 223 per side or more'),

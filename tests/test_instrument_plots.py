@@ -164,8 +164,8 @@ def test_edges_have_the_class_s_colour():
     y = np.arange(12) % 2
     picture = cluster_sheet(GREYS, [0] * 12, columns=4, class_labels=y, names=['even', HOSTILE])
     canvas = picture.still.axes[0].images[0].get_array()
-    assert [canvas[41, j * 102 + 40].tolist() for j in range(4)] == [[0, 0x72, 0xb2], [0xe6, 0x9f, 0]] * 2
-    assert [t.get_text() for t in picture.still.legends[0].get_texts()][:2] == ['frame:', 'even']
+    assert [canvas[41, j * 102 + 40].tolist() for j in range(4)] == [[0x11, 0x22, 0x99], [0xdd, 0xbb, 0x77]] * 2
+    assert [t.get_text() for t in picture.still.legends[0].get_texts()][:2] == ['frame: class', 'even']
     assert png(picture).width > 100
     assert not cluster_sheet(GREYS, [0] * 12).still.legends
 

@@ -107,7 +107,7 @@ def test_float32_does_not_overflow():
 
 @pytest.mark.parametrize('bad, message', [
     (dict(k=0), 'k=0.*at least 1'),
-    (dict(temperature=0.), 'temperature above 0'),
+    (dict(temperature=0.), 'temperature=0.*above 0'),
     (dict(n_components=0), 'n_components=0.*expected 1 to 6'),
     (dict(n_components=7), '90 training samples of 6 features'),
 ])

@@ -181,7 +181,7 @@ BAD = [
     (lambda z, p: gumbel_softmax(p, 1, p[:2]), r'\(2, 3\).*\(8, 3\)'),
     (lambda z, p: nt_xent(z, 0), 'temperature=0'),
     (lambda z, p: nt_xent(z, 1, n_views=8), 'batch=1'),
-    (lambda z, p: nt_xent(z, 1, positives='some'), "unknown positives 'some'"),
+    (lambda z, p: nt_xent(z, 1, positives='some'), "positives='some'; expected one of 'all', 'first'"),
 ]
 
 

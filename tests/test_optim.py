@@ -193,7 +193,7 @@ def test_muon_continues_from_its_state_to_the_bit():
 
 
 @pytest.mark.parametrize('make, message', [
-    (lambda p: optim.Muon([p], lr=0), 'lr=0; expected > 0'),
+    (lambda p: optim.Muon([p], lr=0), 'lr=0; expected a finite number above 0'),
     (lambda p: optim.Muon([p], lr=1, momentum=1), 'momentum=1'),
     (lambda p: optim.Muon([p], lr=1, steps=0), 'steps=0'),
     (lambda p: optim.Muon([torch.nn.Parameter(torch.zeros(2, 3, 3, 3))], lr=1), r'shape \(2, 3, 3, 3\)'),

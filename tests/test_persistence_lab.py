@@ -17,9 +17,9 @@ from nmc_workbench.data.images import Images
 from nmc_workbench.explore.persistence_figures import tau_line, tau_of_line
 from nmc_workbench.explore.persistence_lab import PersistenceLab
 from nmc_workbench.methods import NMC
-from nmc_workbench.metrics import accuracy, nmi
+from nmc_workbench.metrics import accuracy, nmi, renumbered
 from nmc_workbench.persistence import knn_edges, members, merge_tree, survivors, tomato, widest_gap
-from nmc_workbench.plotting.colours import NOISE_COLOUR, cluster_colours
+from nmc_workbench.plotting.colours import NOISE_COLOUR, cluster_colours, colour_of
 from nmc_workbench.plotting.merge_tree import (
     component_colours, component_sheet, component_text, merging_picture, steps_picture)
 from nmc_workbench.runs.index import newest_run
@@ -73,14 +73,15 @@ def test_survivors_and_members(seed):
 
 
 def test_a_threshold_gives_labels_and_colours(lab):
-    colours = component_colours(lab.tree)
     for tau in taus(lab.tree):
         lab.tau = tau
+        colours = component_colours(lab.tree, tau)
         assert np.array_equal(lab.labels, lab.tree.labels(tau=tau))
         assert lab.n_clusters == lab.tree.n_clusters(tau) == lab.n_slider.value
         y, labels = lab.class_labels, lab.labels
         assert lab.scores() == dict(ACC=accuracy(y, labels), NMI=nmi(y, labels))
-        assert (lab.colours == colours[lab.up][lab.component]).all()
+        assert (lab.colours == colours[lab.component]).all()
+        assert lab.colours.tolist() == [colour_of(k) for k in lab.labels % 64]
         drawn = np.array(cluster_colours(64) + [NOISE_COLOUR])
         assert (drawn[lab.map.trace('samples').marker.color] == lab.colours).all()
         lives = lab.tree.persistence >= tau
@@ -88,15 +89,17 @@ def test_a_threshold_gives_labels_and_colours(lab):
         assert f'<b>{lab.n_clusters}</b> of {len(lab.up)} components' in lab.summary.value
 
 
-def test_who_lives_keeps_its_colour(lab):
-    lab.tau, before = 0, {}
-    for tau in taus(lab.tree):
-        lab.tau = tau
-        now = {i: lab.colours[lab.component == i][0] for i in lab.alive}
-        assert not before or all(before[i] == c for i, c in now.items())
-        before = now
-        assert len(set(now.values())) == len(now)
-    assert set(before) == set(np.flatnonzero(~lab.tree.mortal))
+def test_the_survivors_take_the_numbers_of_the_run_s_clusters(lab):
+    lab.n_clusters = 5
+    run = np.array([7, 3, 0, 9, 4])[lab.labels]
+    own = PersistenceLab(lab.tree, lab.component, lab.where, tau=lab.tau, run_labels=run)
+    assert np.array_equal(own.labels, run) and own.colours.tolist() == [colour_of(k) for k in run]
+    assert sorted(own.name(i) for i in own.alive) == [f'cluster {k}' for k in (0, 3, 4, 7, 9)]
+    for n in (3, 8):
+        own.n_clusters = n
+        colours = own.colours.tolist()
+        assert own.n_clusters == len(set(own.labels)) == n and colours == [colour_of(k) for k in own.labels]
+        assert set(own.labels) <= set(run) if n == 3 else set(own.labels) >= set(run)
 
 
 def test_sliders_line_and_attributes_do_the_same(lab):
@@ -149,8 +152,8 @@ def test_selecting_shows_members_birth_and_death(lab):
         assert len(wanted) == len(members(lab.tree, lab.component, i, lab.tau)) > 0
         born, died = lab.map.trace('birth'), lab.map.trace('death')
         assert (born.x[0], born.y[0]) == tuple(lab.where[lab.tree.modes[i]]) and len(died.x) == int(lab.tree.mortal[i])
-        assert f'Component {i} is born at height' in lab.about.value
-        assert (f'joins component {lab.tree.parents[i]}' in lab.about.value) == lab.tree.mortal[i]
+        assert f'{lab.name(i).capitalize()} is born at height' in lab.about.value
+        assert (f'joins {lab.name(lab.tree.parents[i])}' in lab.about.value) == lab.tree.mortal[i]
     lab.select(None)
     assert not len(lab.map.trace('members').x) and lab.about.value == '' and not len(lab.members())
 
@@ -161,11 +164,11 @@ def test_a_text_tells_everything():
     never = component_text(tree, 0, 0, component)[1]
     assert never == 'It never dies: no way in the graph leads from it to a higher one.'
     born, dies, now = component_text(tree, 2, .5, component, lambda v: f'place {v}')
-    assert born == 'Component 2 is born at height 3, at place 2.'
-    assert dies == 'It dies at height 2, at place 3, where it joins component 1: persistence 1.'
+    assert born == 'Cluster 2 is born at height 3, at place 2.'
+    assert dies == 'It dies at height 2, at place 3, where it joins cluster 1: persistence 1.'
     assert now == 'At τ = 0.5 it lives, as cluster 2, with 2 samples, 2 of them its own.'
     merged = component_text(tree, 2, 9, component)[2]
-    assert 'merged into component 0, cluster 0; just before it died it had 2 samples' in merged
+    assert 'merged into cluster 0; just before it died it had 2 samples' in merged
 
 
 def test_one_message_a_figure(lab):
@@ -242,7 +245,7 @@ def test_images_come_a_few_at_a_time():
     assert '1 to 3 of 3' in lab.rows.value
     lab.select(1)
     lab._timer.join(20)
-    assert lab.rows.value == f'component 1 · {len(lab.members())}' and lab.on.disabled
+    assert lab.rows.value == f'{lab.name(1)} · {len(lab.members())}' and lab.on.disabled
 
 
 def test_a_sheet_of_few_images():
@@ -272,7 +275,9 @@ def test_a_run_of_another_method_opens_through_tomato(runs):
     folder = runs[0] / 'digits'
     lab = PersistenceLab.of_run(folder, k=7, density_k=12, method='pca')
     tree = tomato(np.load(folder / 'embeddings.npy'), 7, 12)
-    assert np.array_equal(lab.labels, tree.labels(tau=widest_gap(tree))) and lab.model is None and not lab.notes
+    run, found = np.load(folder / 'predictions.npy'), tree.labels(n_clusters=lab.n_clusters)
+    assert lab.n_clusters == len(np.unique(run)) and lab.model is None
+    assert np.array_equal(lab.labels, renumbered(found, run))
     assert len(lab.images) == 120 and 'PCA' in lab.title and lab.scores()
     assert lab.name_of(3) == f'sample {np.load(folder / "ids.npy")[3]}'
     np.save(folder / 'map2d.npy', np.arange(240, dtype='f4').reshape(120, 2))

@@ -135,7 +135,7 @@ def test_images_of_one_name(file):
 
 def test_no_file(tmp_path):
     refused('cannot read the labels .*nothing.csv: No such file', read_labels, tmp_path / 'nothing.csv', ['a'])
-    refused('cannot read the labels .*: Is a directory', read_labels, tmp_path, ['a'])
+    refused('is no regular file', read_labels, tmp_path, ['a'])
 
 
 def test_the_loss_is_the_mean_of_the_heads(digits):
@@ -244,11 +244,11 @@ def test_what_a_run_keeps(digits, tmp_path):
     (dict(labels='nothing.csv'), 'cannot read the labels nothing.csv'),
     (dict(labels=np.full(120, 10 ** 9)), 'labels go up to 1000000000 for 120 images'),
     (dict(n_clusters=3), 'n_clusters=3, and labels go up to 3; expected at least 4'),
-    (dict(epochs=0), 'epochs=0 is out of range'),
-    (dict(lr=0.), 'lr=0.0 is out of range'),
-    (dict(lr=float('nan')), 'lr=nan is out of range'),
-    (dict(lr=float('inf')), 'lr=inf is out of range'),
-    (dict(momentum=1.), 'momentum=1.0 is out of range'),
+    (dict(epochs=0), 'epochs=0; expected'),
+    (dict(lr=0.), 'lr=0.0; expected'),
+    (dict(lr=float('nan')), 'lr=nan; expected'),
+    (dict(lr=float('inf')), 'lr=inf; expected'),
+    (dict(momentum=1.), 'momentum=1.0; expected'),
     (dict(weight_decay=-1.), 'weight_decay=-1.0'),
     (dict(batch_size=0), 'batch_size=0'),
     (dict(batch_size=121), 'batch_size=121 > n_samples=120'),

@@ -1,15 +1,20 @@
 """Numbers that mean what they seem to: evaluation of a run's own data, answers that do not depend on origin and unit,
 notebooks that run again in one kernel."""
 import json
+import os
 import shutil
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.files import write_array, write_json
+from nmc_workbench.data import as_images, load
+from nmc_workbench.evaluation.agreement import compare
 from nmc_workbench.evaluation.features import train_and_test
 from nmc_workbench.evaluation.protocols import PROTOCOLS, EvaluateConfig, evaluate
 from nmc_workbench.evaluation.probes import ProbeConfig
@@ -18,6 +23,7 @@ from nmc_workbench.methods.base import open_run
 from nmc_workbench.methods.config import load_images
 from nmc_workbench.metrics import accuracy
 from nmc_workbench.runs.checkpoints import load_checkpoint
+from nmc_workbench.runs.index import list_runs, newest_of_one_set, newest_run, run_choices, scores_table
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(backbone='smallconv(width=4, stages=2)', n_clusters=2, epochs=1, batch_size=12, device='cpu')
@@ -170,6 +176,106 @@ def test_nmc_takes_the_strong_views_in_the_same_unit():
     assert model.results_['Stability@Assign'] == 1
 
 
+TRAINED = dict(
+    NMCE=(NMCE, dict(n_clusters=3, epochs=60, cluster_epochs=30, finetune_epochs=5)),
+    SeLa=(SeLa, dict(n_clusters=3, epochs=60)))
+
+
+@pytest.mark.parametrize('method', TRAINED)
+@pytest.mark.parametrize('change', CHANGES)
+def test_networks_on_points_find_the_same_groups(method, change):
+    (kind, parameters), (x, y) = TRAINED[method], groups()
+    z = CHANGES[change](x).astype('f4')
+    model = kind(device='cpu', **parameters).fit(z, y)
+    assert model.results_['acc'] == 1 and model.n_clusters_ == 3
+    assert (model.predict(z) == model.labels_).all() and np.allclose(model.transform(z), model.embedding_, atol=1e-5)
+
+
+@pytest.mark.parametrize('method', TRAINED)
+def test_origin_and_unit_of_points_are_kept_with_the_model(method, tmp_path):
+    (kind, parameters), (x, y) = TRAINED[method], groups()
+    x = 1e-3 * x + 7
+    model = kind(device='cpu', run_dir=tmp_path / 'run', **parameters).fit(x, y)
+    opened = open_run(tmp_path / 'run', 'cpu')
+    assert np.array_equal(opened.transform(x), model.embedding_) and np.array_equal(opened.predict(x), model.labels_)
+    assert json.loads((tmp_path / 'run/config.json').read_text())['standardised'] is True
+    some = opened.predict(x[:7])                    # the origin is that of the fit, not that of what is asked
+    assert np.array_equal(some, model.labels_[:7])
+
+
+@pytest.mark.parametrize('method', TRAINED)
+def test_a_run_that_took_points_as_they_are_goes_on_so(method, tmp_path):
+    (kind, parameters), (x, y) = TRAINED[method], groups()
+    fit = dict(device='cpu', run_dir=tmp_path / 'run', **parameters)
+    kind(**fit).fit(x, y)
+    written = json.loads((tmp_path / 'run/config.json').read_text())
+    del written['standardised']
+    (tmp_path / 'run/config.json').write_text(json.dumps(written))
+    assert kind(**fit, resume=True).prepare(x, y).batches.augment.standard is None
+
+
+def test_the_spiral_keeps_its_unit():
+    images = load('spiral', n=300)
+    assert NMCE(dataset='spiral', device='cpu', epochs=1).fit(images).standard_ is None
+
+
+def test_an_encoder_on_points_takes_them_in_its_own_unit(tmp_path):
+    x, y = groups()
+    kind, parameters = TRAINED['NMCE']
+    inner = kind(device='cpu', run_dir=tmp_path / 'run', **parameters).fit(100 * x + 50, y)
+    outer = NMC(encoder=f'run:{tmp_path}/run', encoder_kind='subspace', device='cpu', epochs=1, cache_embeddings=False)
+    trainer = outer.prepare(100 * x + 50, y)
+    features = torch.cat([f for _, f in trainer.batches.plain()])
+    assert np.allclose(features, inner.transform(100 * x + 50), atol=1e-5)
+    trainer.train()
+    outer.finish()
+    outer.save(tmp_path / 'outer.pt')
+    assert np.array_equal(NMC.load(tmp_path / 'outer.pt', 'cpu').transform(100 * x + 50), outer.embedding_)
+
+
+# ---- recipes for arrays, and the last batch
+
+
+ARRAYS = {(2,): 'mlp', (40,): 'mlp', (1, 8, 8): 'smallconv(stride=2)', (1, 28, 28): 'smallconv(stride=2)',
+          (3, 32, 32): 'smallconv(width=24, stride=2, stages=3)', (3, 96, 96): 'alexnet'}
+
+
+@pytest.mark.parametrize('shape', ARRAYS, ids=str)
+def test_sela_takes_a_recipe_by_the_shape_of_an_array(shape):
+    x = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype=np.uint8)
+    x = x.astype('f4') if len(shape) == 1 else x
+    config = SeLa(n_clusters=3, device='cpu').config(as_images(x))
+    assert config.backbone == ARRAYS[shape]
+    assert shape != (3, 32, 32) or config.augment == 'sela_cifar(size=32)'
+
+
+@pytest.mark.parametrize('n', [40, 41, 42, 61])
+@pytest.mark.parametrize('augment', ['coil', None])
+def test_sela_takes_any_number_of_samples(n, augment, tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
+    given = dict(n_clusters=3, n_heads=2, epochs=1, n_label_updates=1, batch_size=20, device='cpu', augment=augment)
+    model = SeLa(backbone='resnet10imgs', run_dir=tmp_path / 'run', **given).fit(x)
+    assert model.labels_.shape == (n,) and np.isfinite(model.embedding_).all()
+
+
+@pytest.mark.parametrize('size', [2, 3, 20, 40])
+@pytest.mark.parametrize('kind', [NMCE, NMC, SeLa], ids=lambda k: k.__name__)
+def test_every_method_takes_every_batch_size(kind, size):
+    x, y = groups(7)                                # 21 points: a last batch of one for 2 and for 20
+    small = dict(epochs=1, device='cpu', batch_size=min(size, 21)) | (dict(n_clusters=3) if kind is not NMC else {})
+    more = dict(NMCE=dict(cluster_epochs=1, finetune_epochs=1), SeLa=dict(n_label_updates=1)).get(kind.__name__, {})
+    if size > 21: small['batch_size'] = None
+    assert kind(**small, **more).fit(x, y).labels_.shape == (21,)
+
+
+def test_batches_of_one_are_refused_where_the_network_normalises_them(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (1, 3, 32, 32), dtype=np.uint8)
+    for kind in (NMCE, SeLa):
+        with pytest.raises(InputError, match='n_clusters|batch'):
+            kind(n_clusters=2, device='cpu', run_dir=tmp_path / kind.__name__).fit(x)
+        assert not (tmp_path / kind.__name__).exists()
+
+
 @pytest.mark.parametrize('change', CHANGES)
 @pytest.mark.parametrize('protocol', PROTOCOLS)
 def test_protocols_do_not_depend_on_origin_and_unit(protocol, change):
@@ -260,3 +366,86 @@ def test_aliases_in_a_second_run(page, alias, name):
 
 def test_names_without_a_kernel_are_all_checked():
     with pytest.raises(InputError, match='unknown parameter'): NMCConfig.from_names(OWN)
+
+
+# ---- what shares a mean
+
+
+def a_run(root, name, seed=0, acc=.5, finished=True, **config):
+    "The folder of a run with scores, made after the ones before."
+    folder = root / name
+    write_json(folder / 'config.json', dict(method='NMCE', dataset='digits', seed=seed, data='d', epochs=5) | config)
+    if finished:
+        write_json(folder / 'results.json', dict(acc=acc, nmi=acc, ari=acc, n_clusters=3, seconds=1.))
+        for file, array in dict(predictions=np.arange(4) % 2, embeddings=np.eye(4), ids=np.array(list('abcd'))).items():
+            write_array(folder / f'{file}.npy', array)
+    os.utime(folder / 'config.json', (len(os.listdir(root)), len(os.listdir(root))))
+    return str(folder)
+
+
+OTHERS = [dict(data='e'), dict(n_clusters=4), dict(limit=100), dict(train_limit=100), dict(epochs=6), dict(size=16),
+          dict(split='test'), dict(lr=.1), dict(recipe='small'), dict(dataset='mnist'), dict(method='SeLa')]
+
+
+@pytest.mark.parametrize('other', OTHERS, ids=str)
+def test_runs_that_differ_in_more_than_the_seed_share_no_mean(tmp_path, other):
+    for seed in range(2): a_run(tmp_path, f'{seed}', seed, .8 + .1 * seed)
+    a_run(tmp_path, 'other', 2, .1, **other)
+    rows = {r['seeds']: r for r in scores_table(tmp_path)}
+    assert rows.keys() == {1, 2} and rows[2]['acc'] == pytest.approx(.85) and rows[2]['acc_std'] == pytest.approx(.05)
+    assert rows[1]['acc'] == .1 and rows[1]['acc_std'] is None and rows[1]['note'] == 'one run, no spread'
+    named = [tuple(row[k] for k in ('method', 'dataset', 'recipe')) for row in rows.values()]
+    assert len(set(named)) == 2
+
+
+@pytest.mark.parametrize('where', [dict(device='cuda'), dict(num_workers=3), dict(run_dir='x'), dict(data_dir='y')],
+                         ids=str)
+def test_where_a_run_computes_makes_no_other_row(tmp_path, where):
+    for seed in range(2): a_run(tmp_path, f'{seed}', seed, **where if seed else {})
+    assert [r['seeds'] for r in scores_table(tmp_path)] == [2]
+
+
+@pytest.mark.parametrize('part', ['1_encoder', '1/encoder', '1.previous', '1.previous/encoder'])
+def test_a_part_of_a_run_is_no_run(tmp_path, part):
+    for seed in range(2): a_run(tmp_path, f'{seed}', seed)
+    a_run(tmp_path, part, 5, .1)
+    assert len(list_runs(tmp_path)) == len(run_choices(tmp_path)) == 2 and scores_table(tmp_path)[0]['seeds'] == 2
+    assert newest_run(tmp_path) == str(tmp_path / '1') and len(newest_of_one_set(tmp_path)) == 2
+    assert [r['folder'] for r in list_runs(tmp_path / part)] == [str(tmp_path / part)]      # asked for by name
+
+
+def test_a_run_that_only_lies_below_a_foreign_config_counts(tmp_path):
+    a_run(tmp_path, 'mine/a')
+    for name in ('config.json', 'mine/config.json'): (tmp_path / name).write_text('{"editor": 1}')
+    assert str(tmp_path / 'mine/a') in [r['folder'] for r in list_runs(tmp_path)]
+
+
+def test_a_run_that_was_kept_is_no_second_seed(tmp_path):
+    kept, new, other = a_run(tmp_path, 'a.kept', 0, .2), a_run(tmp_path, 'a', 0, .8), a_run(tmp_path, 'b', 1, .6)
+    row, = scores_table(tmp_path)
+    assert row['seeds'] == 2 and row['acc'] == pytest.approx(.7)
+    assert newest_of_one_set(tmp_path) == [other, new] and kept in [r['folder'] for r in list_runs(tmp_path)]
+    shutil.rmtree(other)
+    assert scores_table(tmp_path)[0]['acc_std'] is None and newest_of_one_set(tmp_path) == []
+
+
+def test_seeds_with_encoders_of_their_own_share_a_mean(tmp_path):
+    for seed in range(2):
+        folder = tmp_path / f'{seed}'
+        a_run(tmp_path, f'{seed}', seed, method='NMC', run_dir=str(folder), encoder=f'run:{folder}_encoder')
+        a_run(tmp_path, f'{seed}_encoder', seed)
+    assert [(r['method'], r['seeds']) for r in scores_table(tmp_path)] == [('NMC', 2)]
+
+
+def test_runs_on_other_data_are_not_compared(tmp_path):
+    a, b = a_run(tmp_path, 'a'), a_run(tmp_path, 'b', 1)
+    assert len(compare(a, b)) == 4                                              # the same ids, and the same data
+    for name, change in dict(arrays=dict(data='e'), split=dict(data='e', split='test')).items():
+        other = a_run(tmp_path, name, 1, **change)
+        with pytest.raises(InputError, match='was fitted to other data than') as e: compare(a, other)
+        assert '\n' not in str(e.value) and other in str(e.value)
+    small, large = (tmp_path / f'{n}' for n in (100, 200))
+    for folder in (small, large):
+        SeLa(dataset='digits', limit=int(folder.name), **SMALL, n_heads=1, n_label_updates=1, run_dir=folder).fit(
+            load_images(SeLaConfig(limit=int(folder.name))))
+    assert len(compare(small, large)) > 0 and newest_of_one_set(tmp_path / '100') == []

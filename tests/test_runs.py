@@ -364,6 +364,7 @@ def test_the_table_of_runs(tmp_path, copy):
     Run(tmp_path / 'c.previous', CONFIG)
     Run(tmp_path / 'd', CONFIG).path('config.json').write_text('{')
     rows = {Path(r['folder']).name: r for r in list_runs(tmp_path)}
+    assert f'{tmp_path}/d/config.json is damaged' in rows.pop('d')['damaged']
     assert rows.keys() == {'unfinished', 'run'}
     assert rows['unfinished'] == dict(folder=str(tmp_path / 'b/unfinished'), method='NMC', dataset='spiral', seed=4)
     assert 0 < rows['run']['acc'] <= 1 and list_runs(tmp_path / 'nothing') == []

@@ -72,7 +72,7 @@ def test_gallery_takes_from_a_dataset_and_greys_and_oblong_images(toy):
 
 def test_frames_by_class(toy):
     picture = gallery(toy['pixels'], toy['labels'], toy['z'], n=2, class_labels=toy['y'], names=list('abcd'))
-    assert [t.get_text() for t in picture.still.legends[0].get_texts()] == ['frame:', 'a', 'b', 'c', 'd']
+    assert [t.get_text() for t in picture.still.legends[0].get_texts()] == ['frame: class', 'a', 'b', 'c', 'd']
     edges, legend = frame_colours(np.arange(120), None, toy['labels'])       # more classes than colours
     assert len(legend) == 2 and set(edges) == {c for c, _ in legend}
 

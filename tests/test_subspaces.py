@@ -232,7 +232,7 @@ BAD = [
     (lambda: elastic_net_codes(np.where(X > .5, np.nan, X)), 'NaN or infinite'),
     (lambda: elastic_net_codes(X[0]), r'shape \(12,\)'),
     (lambda: elastic_net_codes(X[:1]), 'at least 2 rows'),
-    (lambda: affinity(elastic_net_codes(X), keep=0), '0 coefficients'),
+    (lambda: affinity(elastic_net_codes(X), keep=0), 'keep=0; expected a whole number of at least 1'),
     (lambda: spectral_labels(np.eye(3), 4), 'n_clusters=4, n_samples=3'),
 ]
 

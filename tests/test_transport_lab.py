@@ -116,7 +116,7 @@ def test_powers_picture(lab):
     assert len(images) == 2 and (np.diff(images[1].argmax(1)) >= 0).all()
     assert np.allclose(np.sort(images[1].max(1)), np.sort(60 * last.max(1)))
     assert 'iterations' in picture.still.axes[0].get_xlabel() and len(picture.png()) < 150_000
-    with pytest.raises(InputError, match='no powers'): powers_picture(lab.logits, ())
+    with pytest.raises(InputError, match='powers=.*not empty'): powers_picture(lab.logits, ())
 
 
 def test_bad_input(run, tmp_path):

@@ -66,7 +66,7 @@ def test_what_does_not_belong_to_the_plan():
     refused('with power=10 some sample', softmax(x)[::-1], plan, 10)
     refused(r'prob has shape \(59, 5\); expected \(60, 5\)', x[1:], plan, 10, 'logits')
     refused("unknown given 'log'", x, plan, 10, 'log')
-    refused('plan is a ndarray; expected a Transport', x, x, 10)
+    refused('plan=float64 of shape .*; expected Transport', x, x, 10)
     refused('some sample', np.full_like(x, np.nan), plan, 10, 'logits')
 
 

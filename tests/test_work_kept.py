@@ -407,3 +407,173 @@ def test_exports_of_folders_at_once_do_not_share_a_draft(tmp_path, images):
     for t in threads: t.start()
     for t in threads: t.join()
     assert wrong == [] and os.listdir(tmp_path) == ['clusters'] and len(list(tmp_path.rglob('*.png'))) == 120
+
+
+# --- two explorers on one curation
+
+
+def curations(path, n=2):
+    "Some curations of the same samples, as each explorer has its own, after one edit that all have read."
+    from nmc_workbench.explore.curation import Curation
+    ids, labels = np.array([f'all/{i}' for i in range(40)]), np.arange(40) % 4
+    of_run = ids, labels, np.random.default_rng(0).normal(size=(40, 2)) + 5 * np.eye(4, 2)[labels]
+    first = Curation(*of_run)
+    first.rename(0, 'zero')
+    first.save(path)
+    return [first, *(Curation.load(path, *of_run) for _ in range(n - 1))]
+
+
+def test_a_curation_that_was_saved_elsewhere_is_not_overwritten(tmp_path):
+    from nmc_workbench.explore.curation import Curation, SavedMeanwhile
+    path = tmp_path / 'curation.json'
+    a, b = curations(path)
+    a.merge([1, 2])
+    a.save(path)
+    before = path.read_bytes()
+    b.rename(3, 'three')
+    with pytest.raises(SavedMeanwhile, match='was saved elsewhere .*merge=True.*save_as') as e: b.save(path)
+    assert one_line(e) and path.read_bytes() == before
+    unread = Curation(a.ids, a.start, a.embedding)
+    unread.noise(a.ids[0])
+    with pytest.raises(SavedMeanwhile): unread.save(path)
+    b.save(path, merge=True)
+    assert [edit['kind'] for edit in b.edits] == ['rename', 'merge', 'rename'] and not b.skipped
+    assert b.names == {0: 'zero', 3: 'three'} and (b.labels == a.labels).all()
+    for _ in range(3): b.undo()
+    assert (b.labels == b.start).all() and not b.names
+    assert Curation.load(path, a.ids, a.start, a.embedding).names == {0: 'zero', 3: 'three'}
+
+
+def test_saving_again_and_saving_the_same_is_no_conflict(tmp_path):
+    path = tmp_path / 'curation.json'
+    a, b = curations(path)
+    for k in range(3):
+        a.rename(k, f'name {k}')
+        a.save(path)
+    for k in range(3): b.rename(k, f'name {k}')
+    b.save(path)                                        # the very edits that are there
+    path.unlink()
+    b.save(path)                                        # nothing is there to be lost
+    assert path.is_file()
+
+
+def test_what_cannot_be_replayed_is_said(tmp_path):
+    path = tmp_path / 'curation.json'
+    a, b = curations(path)
+    a.merge([1, 2])
+    a.save(path)
+    b.rename(2, 'two')                                  # whose samples are in 1 there
+    b.split(3, 2)
+    b.save(path, merge=True)
+    assert len(b.skipped) == 1 and 'rename, left out: no sample is in cluster 2' in b.skipped[0]
+    assert [edit['kind'] for edit in b.edits] == ['rename', 'merge', 'split']
+
+
+def test_numbers_that_both_gave_stay_apart(tmp_path):
+    path = tmp_path / 'curation.json'
+    a, b = curations(path)
+    a.split(0, 2)
+    b.move(b.ids[[1, 5]], b.new_cluster())
+    b.rename(4, 'mine')
+    assert a.clusters == b.clusters == [0, 1, 2, 3, 4]
+    a.save(path)
+    b.save(path, merge=True)
+    assert b.clusters == [0, 1, 2, 3, 4, 5] and b.names[5] == 'mine' and (b.labels[[1, 5]] == 5).all()
+    assert (b.labels[a.labels == 4] == 4).all()
+
+
+def test_an_edit_that_was_undone_on_one_side(tmp_path):
+    path = tmp_path / 'curation.json'
+    a, b = curations(path)
+    a.rename(1, 'one')
+    a.save(path)
+    b.undo()
+    b.rename(2, 'two')
+    b.save(path, merge=True)
+    assert b.names == {0: 'zero', 1: 'one', 2: 'two'} and b.skipped == ['1 edit undone here, but not there']
+    a.undo()
+    a.undo()
+    a.save(path, merge=True)
+    assert len(a.skipped) == 1 and a.names == b.names
+
+
+def test_a_new_name_is_free(tmp_path):
+    path = tmp_path / 'curation.json'
+    a, b = curations(path)
+    assert [b.save_as(path).name for _ in range(2)] == ['curation-2.json', 'curation-3.json']
+    assert a.save_as(tmp_path / 'new/mine.json') == tmp_path / 'new/mine.json'
+    b.rename(1, 'one')
+    b.save(tmp_path / 'curation-3.json')
+    assert sorted(os.listdir(tmp_path)) == ['curation-2.json', 'curation-3.json', 'curation.json', 'new']
+
+
+def test_a_script_of_a_later_format_is_not_overwritten(tmp_path):
+    path = tmp_path / 'curation.json'
+    a, _ = curations(path)
+    path.write_text('{"format": 99}')
+    with pytest.raises(InputError, match='saved elsewhere'): a.save(path)
+    with pytest.raises(InputError, match='format 99'): a.save(path, merge=True)
+    assert path.read_text() == '{"format": 99}'
+
+
+SAVER = '''import sys
+import numpy as np
+from nmc_workbench.explore.curation import Curation
+path, name = sys.argv[1:]
+ids, labels = np.array([f"all/{i}" for i in range(40)]), np.arange(40) % 4
+for i in range(12):
+    c = Curation.load(path, ids, labels, np.zeros((40, 2)))
+    c.rename(i % 4, f"{name} {i}")
+    c.save(path, merge=True)
+    assert not c.skipped'''
+
+
+def test_two_processes_lose_no_edit(tmp_path):
+    from nmc_workbench.explore.curation_script import read_script
+    path = tmp_path / 'curation.json'
+    curations(path)
+    names = ['first', 'second']
+    started = [subprocess.Popen([sys.executable, '-c', SAVER, str(path), name]) for name in names]
+    assert [p.wait(120) for p in started] == [0, 0]
+    found = [edit['name'] for edit in read_script(path)['edits'][1:]]
+    assert sorted(found) == sorted(f'{name} {i}' for name in names for i in range(12))
+    for name in names: assert [f for f in found if f.startswith(name)] == [f'{name} {i}' for i in range(12)]
+
+
+def test_threads_lose_no_edit(tmp_path):
+    path = tmp_path / 'curation.json'
+    parts = curations(path, 6)
+    def work(c, i):
+        c.noise(c.ids[i])
+        c.save(path, merge=True)
+    threads = [threading.Thread(target=work, args=(c, i)) for i, c in enumerate(parts)]
+    for t in threads: t.start()
+    for t in threads: t.join(60)
+    assert set(np.flatnonzero(max(parts, key=lambda c: len(c.edits)).labels < 0)) == set(range(6))
+
+
+def test_two_explorers_on_one_run(tmp_path):
+    from nmc_workbench.explore.explorer import Explorer
+    from tests.test_explorer import made
+    run = made(tmp_path / 'run')
+    a, b = (Explorer(run, map_method='pca') for _ in range(2))
+    assert a.ui is not None and b.ui is not None
+    first, second = a.clusters[:2]
+    a.edit('rename', first, 'theirs')
+    a.buttons['Save'].click()
+    b.edit('rename', second, 'mine')
+    assert b._offer.layout.display == 'none'
+    b.buttons['Save'].click()
+    assert 'saved elsewhere' in b.message.value and b._offer.layout.display == ''
+    b.buttons['Merge and save'].click()
+    assert b.curation.names == {first: 'theirs', second: 'mine'} and b._offer.layout.display == 'none'
+    assert 'saved 2 edits' in b.message.value and 'theirs' in b.cluster_list.options[0][0]      # the views follow
+    a.edit('rename', first, 'again')
+    with pytest.raises(InputError, match='saved elsewhere'): a.save()
+    a.buttons['Save as new'].click()
+    assert (run / 'curation-2.json').is_file() and 'curation-2.json' in a.message.value
+    a.edit('undo')
+    a.save()                                            # goes to the new name
+    assert Explorer(run, map_method='pca').curation.names == b.curation.names
+    b.replay('curation-2.json')
+    assert b.curation.names == {first: 'theirs'}

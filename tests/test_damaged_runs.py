@@ -1,0 +1,410 @@
+"""Damaged and edited files of a run: every file of tiny runs of all methods, in many ways. Whatever is done to one run,
+lists and menus show the others, and who opens the damaged one gets one line."""
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.files import write_array, write_json
+from nmc_workbench.data import load
+from nmc_workbench.diagnostics.diagnosis import diagnose_run
+from nmc_workbench.evaluation.agreement import compare
+from nmc_workbench.explore.explorer import Explorer
+from nmc_workbench.methods import NMC, NMCE, SeLa
+from nmc_workbench.methods.base import keeps_merge_tree, open_run
+from nmc_workbench.reports.summary import summary
+from nmc_workbench.runs.checkpoints import load_checkpoint
+from nmc_workbench.runs.finished import read_run
+from nmc_workbench.runs.index import list_runs, newest_of_one_set, newest_run, run_choices, scores_table
+from nmc_workbench.runs.label_history import read_label_history
+
+METHODS = dict(nmce=NMCE, nmc=NMC, sela=SeLa)
+DEEP = b'[' * 100_000
+HUGE = int('9' * 400)
+
+
+@pytest.fixture(scope='session')
+def interrupted_run(tmp_path_factory):
+    "A function from nmce, nmc or sela to the folder of a run that stopped after one epoch of its first stage."
+    made = {}
+    def make(name, finished):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp('interrupted') / name
+            config = json.loads((finished / 'config.json').read_text()) | dict(epochs=2)
+            model(name, config, made[name]).prepare(data(name)).train(seconds=0)
+        return made[name]
+    return make
+
+
+def model(name, config, folder):
+    kind = METHODS[name]
+    own = {k: v for k, v in config.items() if k in kind.config_class.names()}
+    return kind(**own | dict(run_dir=str(folder), resume=True, device='cpu'))
+
+
+def data(name):
+    if name != 'nmc': return load('digits', limit=120)
+    return np.random.default_rng(0).normal(size=(100, 2)).astype('f4')
+
+
+@pytest.fixture(params=list(METHODS))
+def name(request): return request.param
+
+
+@pytest.fixture
+def place(tmp_path, tiny_run, name):
+    "A function that puts a fresh copy of the run into `bad`, beside `good`; returns the copy."
+    run = tiny_run(name)
+    shutil.copytree(run, tmp_path / 'good')
+    def fresh(source=run):
+        shutil.rmtree(tmp_path / 'bad', ignore_errors=True)
+        return Path(shutil.copytree(source, tmp_path / 'bad'))
+    return fresh
+
+
+# ---- ways to damage a file
+
+
+def raw(path):
+    "Damages of any file, by name."
+    whole = path.read_bytes()
+    return {'empty': b'', 'half': whole[:len(whole) // 2], 'zeros': bytes(len(whole)), 'text': b'hello\n',
+            'deep': DEEP, 'pickle': b'\x80\x04K\x01.', 'tail': whole + b'\0\n[', 'newline': b'\n\n'}
+
+
+WRONG = (None, True, -1, 2 ** 31, 10 ** 12, HUGE, 1e308, float('nan'), '', 'x' * 5000, '/', '\0', '~nobody/x', [],
+         [[1]], {}, {'a': 1})
+
+
+def json_edits(path):
+    "The object of a JSON file with each value replaced by others, and other JSON values."
+    whole = json.loads(path.read_text())
+    for key in whole:
+        for value in WRONG: yield f'{key}={str(value)[:20]}', json.dumps(whole | {key: value}).encode()
+        yield f'no {key}', json.dumps({k: v for k, v in whole.items() if k != key}).encode()
+        deep = json.dumps(whole | {key: 'DEEP'}).replace('"DEEP"', '[' * 300 + ']' * 300)
+        yield f'deep {key}', deep.encode()
+    for value in WRONG: yield f'only {str(value)[:20]}', json.dumps(value).encode()
+
+
+def line_edits(path):
+    "A log with each value of its second row replaced by others."
+    lines = path.read_text().splitlines()
+    at = min(1, len(lines) - 1)
+    row = json.loads(lines[at])
+    for key in row:
+        for value in WRONG:
+            edited = [*lines[:at], json.dumps(row | {key: value}), *lines[at + 1:]]
+            yield f'{key}={str(value)[:20]}', '\n'.join([*edited, '']).encode()
+    for value in WRONG: yield f'only {str(value)[:20]}', '\n'.join([*lines, json.dumps(value), '']).encode()
+
+
+def array_edits(path):
+    "Arrays of other shapes and kinds."
+    x = np.load(path)
+    yield 'one less', x[:-1]
+    yield 'none', x[:0]
+    yield 'number', np.array(3)
+    yield 'more dimensions', x[..., None]
+    yield 'words', np.full(x.shape, 'a')
+    yield 'NaN', np.full(x.shape, np.nan)
+    yield 'complex', np.zeros(x.shape, complex)
+    yield 'times', np.zeros(x.shape, 'M8[s]')
+    yield 'records', np.zeros(x.shape, [('a', 'i4')])
+    for value in (2 ** 31, 2 ** 62, -2, -2 ** 31):
+        other = np.zeros(x.shape, np.int64)
+        other.reshape(-1)[:1] = value
+        yield f'{value}', other
+    if x.dtype.kind == 'f':
+        for value in (np.inf, 1e300, 3e38):
+            other = x.astype('f8')
+            other.reshape(-1)[0] = value
+            yield f'{value}', other
+
+
+def claims(path):
+    "An array whose header claims far more than the file holds."
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 9), }"
+    return b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header.encode()
+
+
+def damages(path):
+    "Every damage of a file: its name, and a function that does it."
+    def put(content): return lambda: path.write_bytes(content)
+    yield from ((k, put(v)) for k, v in raw(path).items())
+    if path.suffix == '.json': yield from ((k, put(v)) for k, v in json_edits(path))
+    if path.suffix == '.jsonl': yield from ((k, put(v)) for k, v in line_edits(path))
+    if path.suffix == '.npy':
+        yield from ((k, lambda x=x: write_array(path, x)) for k, x in array_edits(path))
+        yield 'claims', put(claims(path))
+    if path.suffix == '.pt': yield from ((k, lambda x=x: torch.save(x, path)) for k, x in torch_edits(path))
+
+
+VALUES = (None, True, -1, 99, 'x', [], {}, 1.5, float('nan'), torch.zeros(3), torch.tensor(float('nan')), [7, 7, 7],
+          {'a': torch.ones(2)})
+
+
+def torch_edits(path):
+    "A checkpoint with each value, of itself and of what is in it, missing or replaced by others."
+    whole = load_checkpoint(path)
+    yield 'nothing', {}
+    yield 'list', [1]
+    for keys in sorted(paths_of(whole), key=str):
+        yield f'no {keys}', changed(whole, keys)
+        old = at(whole, keys)
+        others = VALUES if len(keys) < 3 else VALUES[:1] + VALUES[4:5] + VALUES[8:10]
+        for value in others: yield f'{keys}={str(value)[:20]}', changed(whole, keys, value)
+        if isinstance(old, torch.Tensor):
+            for k, v in tensor_edits(old): yield f'{keys} {k}', changed(whole, keys, v)
+
+
+def tensor_edits(x):
+    yield 'one more', torch.cat([x.reshape(-1), x.reshape(-1)[:1]])
+    yield 'complex', x.to(torch.complex64)
+    if x.is_floating_point():
+        yield 'NaN', torch.full_like(x, float('nan'))
+        yield 'infinite', torch.full_like(x, float('inf'))
+        yield 'whole', torch.zeros(x.shape, dtype=torch.int64)
+    else:
+        for v in (2 ** 31 - 1, -2): yield str(v), torch.full_like(x, v) if x.dtype != torch.bool else x
+        yield 'real', x.double() + .5
+
+
+def paths_of(x, depth=4, of_each=6):
+    "The keys of what is in nested dictionaries, the first few of large ones."
+    if not isinstance(x, dict) or not depth: return
+    keys = list(x)
+    for k in keys if len(keys) < 60 and depth > 2 else keys[:of_each]:
+        yield k,
+        yield from ((k, *rest) for rest in paths_of(x[k], depth - 1))
+
+
+def at(x, keys):
+    for k in keys: x = x[k]
+    return x
+
+
+MISSING = object()
+
+
+def changed(x, keys, value=MISSING):
+    "A copy of nested dictionaries with one entry replaced or taken out."
+    (k, *rest), copy = keys, dict(x)
+    if rest: copy[k] = changed(x[k], rest, value)
+    elif value is MISSING: del copy[k]
+    else: copy[k] = value
+    return copy
+
+
+# ---- what is done with a run
+
+
+def tables(folder, name):
+    root = folder.parent
+    rows = {Path(r['folder']).name: r for r in list_runs(root)}
+    assert 'damaged' not in rows['good'] and set(rows) <= {'good', 'bad'}
+    assert str(root / 'good') in [f for _, f in run_choices(root)]
+    assert newest_run(root) and scores_table(root) is not None and newest_of_one_set(root) is not None
+    if 'damaged' in rows.get('bad', {}):
+        assert '\n' not in rows['bad']['damaged'] and 'bad' in rows['bad']['damaged']
+        assert newest_run(root) == run_choices(root)[0][1] == str(root / 'good')
+    for line, _ in run_choices(root): assert len(line) < 1000 and '\n' not in line
+
+
+def read(folder, name):
+    run = read_run(folder)
+    assert repr(run) and run.results is not None and len(run.map()) == len(run) and run.rows is not None
+
+
+def diagnosed(folder, name): assert repr(diagnose_run(folder))
+def history(folder, name): assert read_label_history(folder).matched() is not None
+def summed(folder, name): assert summary(folder)
+def tree(folder, name): assert keeps_merge_tree(folder) in (True, False)
+def other(folder, name): assert compare(folder, folder.parent / 'good').table()
+
+
+def opened(folder, name):
+    found = open_run(folder, 'cpu').predict(data(name)[:6] if name == 'nmc' else data(name).subset(range(6)))
+    assert found.shape == (6,) and found.dtype.kind == 'i' and found.min() >= 0
+
+
+def resumed(folder, name):
+    config = json.loads((folder.parent / 'parameters.json').read_text())
+    found = model(name, config, folder).fit(data(name))
+    assert np.isfinite(found.embedding_).all()
+
+
+USES = {'config.json': [tables, read, diagnosed, summed, tree, opened, history, resumed],
+        'results.json': [tables, read, diagnosed, summed, history], 'provenance.json': [tables, resumed],
+        'metrics.jsonl': [tables, read, diagnosed, resumed], 'label_history.bin': [tables, history, resumed],
+        'model.pt': [tables, opened], 'checkpoint.pt': [tables, resumed], 'self_labels.npy': [tables, resumed],
+        'predictions.npy': [tables, read, diagnosed, other], 'embeddings.npy': [tables, read, diagnosed],
+        'ids.npy': [tables, read, other], 'true_labels.npy': [tables, read, other]}
+def tried(use, folder, name, what):
+    "Use a run; None, or the one line that refused."
+    start = time.monotonic()
+    try: use(folder, name)
+    except InputError as e:
+        assert '\n' not in str(e) and len(str(e)) < 1500, (what, use.__name__, str(e)[:300])
+        assert use is not tables, (what, str(e))
+        return str(e)
+    except (Exception, RecursionError, MemoryError) as e:
+        raise AssertionError(f'{what}: {use.__name__}: {type(e).__name__}: {str(e)[:300]}') from e
+    finally: assert time.monotonic() - start < 20, (what, use.__name__)
+
+
+# ---- every file, every damage
+
+
+def run_through(file, name, fresh, source, uses, step):
+    "Damage a file in every way, or in every few, and use the run; returns how often, and what went through."
+    n, through = 0, []
+    folder = fresh(source)
+    if not (folder / file).is_file(): pytest.skip(f'{name} has no {file}')
+    for i, (what, damage) in enumerate(list(damages(folder / file))):
+        if i % step: continue
+        for use in uses:
+            if use in (uses[0], resumed): folder = fresh(source)
+            damage()
+            n += 1
+            if tried(use, folder, name, f'{file} {what}') is None: through.append((use.__name__, what))
+    return n, through
+
+
+# The many values of configuration and log: one in so many is tried, all of them where tests may be slow.
+STEP = {'config.json': 17, 'results.json': 7, 'provenance.json': 11, 'metrics.jsonl': 23, 'model.pt': 11,
+        'checkpoint.pt': 9}
+
+
+@pytest.mark.parametrize('file', USES)
+def test_a_damaged_run_hides_no_other(file, name, place, tiny_run):
+    through = check(file, name, place, tiny_run(name), STEP.get(file, 1))
+    if file == 'model.pt': assert not [w for use, w in through if use == 'opened' and w.endswith(' NaN')]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('file', USES)
+def test_every_damage(file, name, place, tiny_run): check(file, name, place, tiny_run(name), 1)
+
+
+def check(file, name, fresh, run, step, source=None):
+    config = json.loads(((source or run) / 'config.json').read_text())
+    write_json(fresh().parent / 'parameters.json', config)
+    # another configuration is refused by the folder already
+    uses = [use for use in USES[file] if file != 'config.json' or use is not resumed]
+    return run_through(file, name, fresh, source or run, uses, step)[1]
+
+
+@pytest.mark.parametrize('step', [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_checkpoint_in_the_middle_of_a_stage(name, place, tiny_run, interrupted_run, step):
+    run = tiny_run(name)
+    through = check('checkpoint.pt', name, place, run, step, interrupted_run(name, run))
+    through = [what for use, what in through if use == 'resumed']
+    wrong = [w for w in through if w.endswith(' NaN') or 'next_' in w or 'rows' in w]
+    assert not wrong, wrong
+
+
+# ---- what is wrong is said
+
+
+def edited(path, *keys, value):
+    "Replace one entry of a checkpoint."
+    torch.save(changed(load_checkpoint(path), keys, value), path)
+
+
+def refusal(use, folder, name):
+    found = tried(use, folder, name, 'edited')
+    assert found, 'nothing was refused'
+    return found
+
+
+def test_nan_weights(name, place):
+    folder = place()
+    weights = load_checkpoint(folder / 'model.pt')['weights']
+    key = next(k for k, v in weights.items() if v.is_floating_point())
+    weights[key] = weights[key] * float('nan')
+    edited(folder / 'model.pt', 'weights', value=weights)
+    said = refusal(opened, folder, name)
+    assert f'{folder}/model.pt' in said and f'NaN or infinite: {key}' in said
+
+
+@pytest.mark.parametrize('key, value', [('next_stage', 9), ('next_stage', -1), ('next_epoch', 10 ** 6),
+                                        ('rows', 10 ** 6), ('rows', 0), ('rows', '1'), ('stages', None),
+                                        ('next_stage', True)])
+def test_a_place_that_the_run_does_not_have(name, place, key, value):
+    folder = place()
+    write_json(folder.parent / 'parameters.json', json.loads((folder / 'config.json').read_text()))
+    log = (folder / 'metrics.jsonl').read_bytes()
+    edited(folder / 'checkpoint.pt', key, value=value)
+    assert 'checkpoint.pt' in refusal(resumed, folder, name) and (folder / 'metrics.jsonl').read_bytes() == log
+
+
+SELF_LABELS = [(np.full((2, 120), 6), 'holds 6; expected 5 or less'), (np.full((2, 120), -1), 'holds -1; expected 0'),
+               (np.zeros((3, 120), int), 'shape (3, 120); expected (2, 120)'),
+               (np.zeros((2, 7), int), 'expected (2, 120)'), (np.zeros((2, 120)), 'expected whole numbers')]
+
+
+@pytest.mark.parametrize('labels, why', SELF_LABELS)
+@pytest.mark.parametrize('name', ['sela'])
+def test_self_labels(name, place, labels, why):
+    folder = place()
+    write_json(folder.parent / 'parameters.json', json.loads((folder / 'config.json').read_text()))
+    write_array(folder / 'self_labels.npy', labels)
+    said = refusal(resumed, folder, name)
+    assert f'{folder}/self_labels.npy' in said and why in said
+
+
+@pytest.mark.parametrize('more', [dict(head=2), dict(head='0'), dict(self_labels=torch.full((2, 120), 6))])
+@pytest.mark.parametrize('name', ['sela'])
+def test_what_a_model_remembers(name, place, more):
+    folder = place()
+    edited(folder / 'model.pt', 'more', value=load_checkpoint(folder / 'model.pt')['more'] | more)
+    assert 'model.pt is damaged or was edited' in refusal(opened, folder, name)
+
+
+@pytest.mark.parametrize('name', ['nmce'])
+def test_a_large_label_takes_no_time(name, place):
+    folder = place()
+    labels = np.load(folder / 'predictions.npy')
+    labels[5] = 2 ** 31
+    write_array(folder / 'predictions.npy', labels)
+    start = time.monotonic()
+    rows = {Path(r['folder']).name: r for r in list_runs(folder.parent)}
+    assert 'holds 2147483648; expected 119 or less' in rows['bad']['damaged'] and 'acc' in rows['bad']
+    explorer = Explorer.of_runs(folder.parent, map_method='pca')
+    assert explorer.run.folder == folder.parent / 'good'
+    lines = [line for line, _ in explorer.run_menu.options]
+    assert len(lines) == 2 and lines[1].startswith('damaged · bad · predictions.npy holds 2147483648')
+    explorer.run_menu.value = str(folder)
+    assert 'holds 2147483648' in explorer.message.value and explorer.run.folder == folder.parent / 'good'
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize('name', ['nmce'])
+def test_an_embedding_that_is_nan_hides_no_other(name, place):
+    folder = place()
+    write_array(folder / 'embeddings.npy', np.full((120, 12), np.nan))
+    (folder / 'config.json').touch()
+    assert newest_run(folder.parent) == str(folder.parent / 'good')
+    assert Explorer.of_runs(folder.parent, map_method='pca').run.folder == folder.parent / 'good'
+
+
+@pytest.mark.parametrize('place_of_data', ['/', '/proc', '/usr', '\0', '~nobody/x', 'x' * 4000])
+@pytest.mark.parametrize('name', ['nmce'])
+def test_data_dir_is_somewhere_else(name, place, place_of_data):
+    "A folder of images that is half the machine is not listed."
+    folder, start = place(), time.monotonic()
+    config = json.loads((folder / 'config.json').read_text())
+    write_json(folder / 'config.json', config | dict(dataset='folder', data_dir=place_of_data, data='x'))
+    run = read_run(folder)
+    assert run.images is None and run.notes[0].startswith('no images: ') and '\n' not in run.notes[0]
+    assert time.monotonic() - start < 10
+
+
+def test_the_root_of_the_file_system_is_no_data_set():
+    with pytest.raises(InputError, match='root of the file system'): load('folder', 'train', '/')
