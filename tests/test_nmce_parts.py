@@ -108,7 +108,7 @@ BAD = [
     (dict(backbone='smallconv(width)'), "cannot be read"),
     (dict(optimizer='muon'), 'this backbone has none'),
     (dict(clusters='dbscan'), "clusters='dbscan'; expected one of 'heads', 'ensc', 'kmeans'"),
-    (dict(backbone='smallconv(stride=3)'), 'expected a stride of 1 or 2'),
+    (dict(backbone='smallconv(stride=3)'), 'stride=3; expected one of 1, 2'),
     (dict(ensc_gamma=1.), 'ensc_gamma=1.0; expected more than 1')]
 
 

@@ -29,7 +29,7 @@ def model(points): return NMCE(dataset='spiral', epochs=2, batch_size=100, devic
 
 
 def test_the_picture_shows_regions_and_embedding(model, points):
-    picture = png(toy_picture(model.network_, points.pixels, points.labels, 'a title'))
+    picture = png(toy_picture(model.network_, points.pixels, points.labels, 'a title')).convert('RGB')
     left, right = np.asarray(picture)[:, :picture.width // 2], np.asarray(picture)[:, picture.width // 2:]
     def colours(part): return len(np.unique(part.reshape(-1, 3), axis=0))
     assert colours(left) > 50 and colours(right) > 20

@@ -14,6 +14,7 @@ __all__ = ['Method', 'registered', 'method_of', 'open_run', 'keeps_merge_tree', 
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -261,12 +262,21 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         _place(self.network_, device)
         return self
 
+    def _check_whole(self, saved, path):
+        "Refuse a model without a parameter that its recipe would have given."
+        shape, written = tuple(saved['shape']), self.config_class.translated(saved['config'])
+        recipe = self._recipe(self.config_, SimpleNamespace(shape=shape))
+        needed = [k for k, v in recipe.items() if v is not None and k not in self.config_.runtime_names()]
+        lost = [k for k in needed if written.get(k) is None]
+        if lost: raise InputError(f'{path} is damaged: it lacks {", ".join(lost)}; put a whole copy back')
+
     @classmethod
     def _of_saved(cls, saved, path):
         "The estimator of what `save` wrote, on the CPU."
         today = cls.config_class.translated
         self = cls(**today(saved['params']))
         self.config_ = cls.config_class(**today(saved['config'])).checked()
+        self._check_whole(saved, path)
         self.standard_ = saved.get('standard')          # a model of an older version takes points as they are
         self._set_extra_state(saved.get('more', {}))
         shape = tuple(as_integers(saved['shape'], 'shape', low=1, least=1).tolist())

@@ -200,3 +200,5 @@ def _check_tree(a, n_modes):
     for name, (n, low, most) in limits.items(): as_integers(a[name], name, n, low=low, high=most - 1)
     as_integers(a['edges'], 'edges', d=2, low=0, high=N - 1)
     if (a['parents'] >= np.arange(C)).any(): raise InputError('parents do not come before their children')
+    if (np.isinf(a['deaths']) != (a['parents'] < 0)).any(): raise InputError('only what has no parent never dies')
+    if (a['deaths'] > a['births']).any(): raise InputError('a component dies above its birth')
