@@ -14,7 +14,7 @@ view 2 of all samples."""
 
 # %% auto #0
 __all__ = ['coding_rate', 'coding_rate_reduction', 'max_coding_rate', 'optimal_reduction', 'view_similarity',
-           'average_views', 'gumbel_softmax', 'marginal_entropy', 'nt_xent', 'heads_cross_entropy']
+           'average_views', 'gumbel_softmax', 'marginal_entropy', 'nt_xent', 'label_contrast', 'heads_cross_entropy']
 
 # %% ../nbs/mathematics/00_losses.ipynb #5a3736b2
 import math
@@ -336,6 +336,29 @@ def _other_views(n_views, batch, device):
     view, other = torch.arange(n_views, device=device), torch.arange(n_views - 1, device=device)
     other = other + (other >= view[:, None])
     return (other[:, None] * batch + torch.arange(batch, device=device)[:, None]).flatten(0, 1)
+
+# %% ../nbs/mathematics/00_losses.ipynb #75102f0e
+def label_contrast(
+    z: torch.Tensor, # (B, d); rows are scaled to unit length
+    labels: torch.Tensor, # (B,) int64
+    positive_margin: float = 0., # distance below which a pair of one label costs nothing
+    negative_margin: float = 1., # distance from which a pair of two labels costs nothing
+) -> torch.Tensor: # scalar
+    "Mean cost of the pairs of one label that cost something, plus that of the pairs of two labels."
+    if z.ndim != 2 or labels.shape != z.shape[:1]:
+        raise InputError(f'z has shape {tuple(z.shape)}, labels {tuple(labels.shape)}; expected (B, d) and (B,)')
+    with _without_autocast(z):
+        z = F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1)
+        square = (2 - 2 * z @ z.T).clamp(min=0)
+        distance = torch.where(square > 0, square.clamp(min=1e-30).sqrt(), square)      # no gradient at distance 0
+        same, pair = labels[:, None] == labels, ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+        return (_mean_of_positive((distance - positive_margin).clamp(min=0), same & pair)
+                + _mean_of_positive((negative_margin - distance).clamp(min=0), ~same))
+
+def _mean_of_positive(cost, where):
+    "The mean of the entries that are above zero; zero where there is none."
+    counted = where & (cost > 0)
+    return torch.where(counted, cost, 0).sum() / counted.sum().clamp(min=1)
 
 # %% ../nbs/mathematics/00_losses.ipynb #fb0a8467
 @accepts(logits=a_tensor(3), labels=a_tensor(2, kind='whole'))

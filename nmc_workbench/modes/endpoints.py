@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from sklearn.cluster import KMeans
 
-from ..cluster import NearestPoint
+from ..cluster import NearestPoint, kmeans
 from ..core.checks import as_array, as_finite, accepts, real, whole
 from ..core.errors import InputError
 from .dbscan import dbscan
@@ -44,7 +43,7 @@ def _kmeans(x, eps: float, min_samples: int, seed: int) -> np.ndarray: # (N,)
                   f'k-means with {k} clusters stands in, so the number of modes is set, not found; '
                   'raise dbscan_eps, lower dbscan_min_samples, or let the points climb longer', stacklevel=4)
     x = (x - x.mean(0)).astype(np.float32)      # twice as quick as float64
-    return np.unique(KMeans(k, n_init=10, random_state=seed).fit_predict(x), return_inverse=True)[1]
+    return np.unique(kmeans(x, k, 'sklearn', seed, 10).labels, return_inverse=True)[1]
 
 @accepts(eps=real(above=0), min_samples=whole(1))
 def deduplicate(
