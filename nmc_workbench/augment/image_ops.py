@@ -12,7 +12,8 @@ smooth. Each function equals the operation of `torchvision.transforms.v2.functio
 
 # %% auto #0
 __all__ = ['GREY', 'axis_weights', 'resample', 'box_matrix', 'affine_matrix', 'perspective_matrix', 'crop_frame',
-           'warp', 'luma', 'colour_map', 'jitter_slots', 'jitter', 'shift_hue', 'solarise', 'gaussian_kernel', 'blur']
+           'warp', 'luma', 'colour_map', 'jitter_slots', 'jitter', 'shift_hue', 'autocontrast', 'equalise', 'solarise',
+           'gaussian_kernel', 'blur']
 
 # %% ../../nbs/augment/00_image_ops.ipynb #d3f8a717
 import torch
@@ -238,6 +239,25 @@ def shift_hue(
     return out if on is None else torch.lerp(x, out, on[:, None, None, None], out=out)
 
 # %% ../../nbs/augment/00_image_ops.ipynb #038142d0
+def autocontrast(
+    x: torch.Tensor, # (B, C, H, W) in [0, 1]
+) -> torch.Tensor: # of the same shape
+    "Every channel stretched from its least to its largest value; a channel of one value stays as it is."
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (x - low) / (high - low).clamp(min=1e-12), x)
+
+def equalise(
+    x: torch.Tensor, # (B, C, H, W) in [0, 1]
+) -> torch.Tensor: # of the same shape
+    "Every channel with an even histogram of its 256 grey levels, by the rule of Pillow and torchvision."
+    level = (x * 255).round().long().flatten(0, 1).flatten(1)                       # (B C, H W)
+    count = torch.zeros(len(level), 256, dtype=torch.long, device=x.device).scatter_add_(1, level, level * 0 + 1)
+    last = count.gather(1, level.amax(1, keepdim=True))
+    step = (count.sum(1, keepdim=True) - last) // 255
+    table = (count.cumsum(1) - count + step // 2) // step.clamp(min=1)
+    table = torch.where(step > 0, table.clamp(0, 255), torch.arange(256, device=x.device))
+    return table.gather(1, level).view_as(x).to(x.dtype) / 255
+
 def solarise(
     x: torch.Tensor, # (B, C, H, W) in [0, 1]
     threshold: torch.Tensor, # (B,) values from here on are inverted; a threshold above 1 leaves an image as it is

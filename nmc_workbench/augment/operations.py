@@ -9,7 +9,8 @@ The parameters have torchvision's distributions. The next page puts operations t
 
 # %% auto #0
 __all__ = ['RandomSource', 'Operation', 'GeometricTransform', 'ResizedCrop', 'PadCrop', 'CentreCrop', 'Resize', 'Flip',
-           'Affine', 'Perspective', 'ColorJitter', 'Grey', 'Solarise', 'Blur', 'Brightness', 'Normalise', 'PointNoise']
+           'Affine', 'Perspective', 'ColorJitter', 'Grey', 'Solarise', 'AutoContrast', 'Equalise', 'Blur', 'Brightness',
+           'Normalise', 'PointNoise']
 
 # %% ../../nbs/augment/01_operations.ipynb #d495131b
 import math
@@ -21,7 +22,7 @@ import torch
 
 from ..core.checks import accepts, real, whole
 from .image_ops import affine_matrix, blur, colour_map, gaussian_kernel, jitter, jitter_slots
-from .image_ops import luma, perspective_matrix, solarise
+from .image_ops import autocontrast, equalise, luma, perspective_matrix, solarise
 from ..core.errors import InputError
 
 # %% ../../nbs/augment/01_operations.ipynb #a2e8aa34
@@ -212,8 +213,9 @@ class Resize(Operation):
 @accepts(p=_SHARE)
 @dataclass(repr=False)
 class Flip(Operation):
-    "Exchange left and right."
-    p: float = .5    # probability
+    "Exchange left and right, or top and bottom."
+    p: float = .5            # probability
+    vertical: bool = False   # top and bottom
     geometric = True
 
     def draw(self, source, n, size):
@@ -222,10 +224,11 @@ class Flip(Operation):
 
     def after(self, part, source):
         "`part` with its result flipped: the box is read from its other end, so a flip after a box costs nothing."
-        sy, ly, sx, lx = part.box.unbind(1)
-        on = source.chance(self.p, len(sx))
-        sx, lx = torch.where(on, sx + lx, sx), torch.where(on, -lx, lx)
-        return part._replace(box=torch.stack([sy, ly, sx, lx], 1))
+        first = 0 if self.vertical else 2
+        start, length = part.box[:, first], part.box[:, first + 1]
+        on, box = source.chance(self.p, len(start)), part.box.clone()
+        box[:, first], box[:, first + 1] = torch.where(on, start + length, start), torch.where(on, -length, length)
+        return part._replace(box=box)
 
 # %% ../../nbs/augment/01_operations.ipynb #66722f87
 @accepts(degrees=real(0))
@@ -341,6 +344,25 @@ class Solarise(Operation):
         return torch.where(source.chance(self.p, n), self.threshold / 255, 2.),
 
     def apply(self, x, threshold): return solarise(x, threshold)
+
+@accepts(p=_SHARE)
+@dataclass(repr=False)
+class _Spread(Operation):
+    "Spread the values of every channel over the range; what a channel of one value does is nothing."
+    p: float = .5    # probability
+    unit_in = True
+
+    def draw(self, source, n, channels, size): return source.chance(self.p, n),
+
+    def apply(self, x, on): return torch.where(on[:, None, None, None], self.spread(x), x)
+
+class AutoContrast(_Spread):
+    "Stretch the values of every channel to the whole range from 0 to 1."
+    spread = staticmethod(autocontrast)
+
+class Equalise(_Spread):
+    "Even out the histogram of the 256 grey levels of every channel."
+    spread = staticmethod(equalise)
 
 @accepts(kernel=whole(1, _MOST), p=_SHARE)
 @dataclass(repr=False)

@@ -255,6 +255,7 @@ def diagnose_run(
     known = dict(rows=rows, embedding=array('embeddings.npy'), labels=labels_of(folder),
                  n_clusters=config.get('n_clusters'), z_dim=config.get('z_dim'),
                  eps=config.get('eps') if any('R' in r for r in rows) else None,
+                 classes=config.get('n_pseudo_labels'),
                  finished=(folder / 'results.json').is_file())
     return diagnose(**{**known, **more})
 
@@ -264,7 +265,7 @@ def _config_of(folder):
     except InputError as e:
         raise InputError(f'{folder} has no config.json that can be read; expected the folder of a run ({e})') from None
 
-# %% ../../nbs/diagnostics/02_diagnosis.ipynb #3b707b23
+# %% ../../nbs/diagnostics/02_diagnosis.ipynb #b45228d1
 @dataclass(frozen=True)
 class EvidenceLimits:
     "The limits beyond which a measurement without labels is a doubt."
@@ -346,7 +347,7 @@ def _doubts(e):
         share = percent(e.as_pixels)
         yield 'as_pixels', f'k-means on the pixels finds {share} of the same, so training has added little'
 
-# %% ../../nbs/diagnostics/02_diagnosis.ipynb #1092be76
+# %% ../../nbs/diagnostics/02_diagnosis.ipynb #9e309199
 _SOME = 3000        # samples that silhouettes and k-means are computed from
 
 def weigh(

@@ -122,8 +122,8 @@ def check_input(
 
 def _check_channels(module, shape):
     "Compare the dimensions and channels of a batch with what the first layer takes."
-    first = next((m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
-    if first is None: return
+    first = next((m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Flatten))), None)
+    if first is None or isinstance(first, nn.Flatten): return
     channels, ndim = (first.in_channels, 4) if isinstance(first, nn.Conv2d) else (first.in_features, 2)
     if len(shape) != ndim:
         raise InputError(f'input of shape {tuple(shape)}; the net takes {ndim} dimensions, channels second')

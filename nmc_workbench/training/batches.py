@@ -38,7 +38,7 @@ class Batches:
         device: str | torch.device = 'cpu', # where the views are made
         whole: bool = False, # keep the last, smaller batch, except for what the ranks cannot share evenly
     ):
-        self.whole = whole
+        self.whole, self.chosen = whole, None       # chosen: the samples (N,) of the coming epoch, where a stage says
         self.rank, self.world = rank_and_world()
         self.images = images if images.streams else images.to(device)
         self.augment, self.n_views, self.seed, self.device = augment, n_views, seed, torch.device(device)
@@ -76,6 +76,7 @@ class Batches:
     ): # yields index (B,) int64 and views (V, B, C, H, W) or (V, B, D) float32
         "The batches of one epoch; without `whole`, the last incomplete one is dropped."
         order, noise = self._drawn(stage, epoch)
+        if self.chosen is not None: order = self.chosen[order]
         if self.images.draw:
             yield from self._fresh(noise)
             return
@@ -120,9 +121,12 @@ class Batches:
     def plain(
         self,
         batch_size: int = 1024, # samples at a time
+        shared: bool = False, # with several ranks, this one's share only
     ): # yields index (B,) and inputs (B, C, H, W) or (B, D)
         "Every sample once, in order, through the augmentation's plain transform."
-        for index, pixels in self._fetch(torch.arange(len(self.images)).split(batch_size)):
+        order = torch.arange(len(self.images))
+        order = order[self.rank::self.world] if shared else order
+        for index, pixels in self._fetch(order.split(batch_size)):
             yield index, self._plain(index, pixels)
 
     def _plain(self, index, pixels): return self.augment.plain(pixels)
