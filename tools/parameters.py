@@ -19,7 +19,9 @@ FIRST_LINE = '# None stands for the recipe\'s value; where the recipe for {datas
 def config_of(path):
     "The config class and the recipes of a train notebook, by the notebook's name."
     name = path.stem.removeprefix('train_')
-    module = import_module(f'nmc_workbench.methods.{name}.config')
+    folders = (p.parent.name for p in (ROOT / 'nmc_workbench/methods').glob('*/config.py'))
+    folder = next(f for f in folders if f.replace('_', '') == name)
+    module = import_module(f'nmc_workbench.methods.{folder}.config')
     kind = next(v for k, v in vars(module).items() if k.lower() == f'{name}config')
     return kind, module.RECIPES
 

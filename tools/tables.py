@@ -133,6 +133,58 @@ def sela(record):
     return page(table([record['title'], *seeds, *['mean ± std'] * several, 'k-means on pixels'], rows), made(record))
 
 
+def deepcluster(record):
+    "The seeds, the features before and after training, and the clusters in training."
+    runs, several, pixels = record['rows'], len(record['rows']) > 1, record['kmeans_pixels']
+    def line(name, key, form='{:.3f}', beside=''):
+        return [name, *(form.format(r[key]) for r in runs), *[bold(spread(runs, key, form))] * several, beside]
+    rows = [line('nearest neighbours, untrained', 'knn_untrained'), line('nearest neighbours', 'knn'),
+            *(line(k.upper(), k, beside=f'{pixels[k]:.3f}') for k in ('acc', 'nmi', 'ari')),
+            line('NMI of the first clusters in training', 'nmi_first'),
+            line('NMI of the last clusters in training', 'pseudo_nmi'),
+            line('seconds, whole notebook', 'seconds', '{:.0f}')]
+    seeds = [f'seed {r["seed"]}' for r in runs]
+    return page(table([record['title'], *seeds, *['mean ± std'] * several, 'k-means on pixels'], rows), made(record))
+
+
+def deepcluster_variant(record):
+    "What the variant's own files say of its runs."
+    rows = [[r['network'], r['kmeans'], str(r['runs']), f'{r["first"]:.3f}', f'{r["best"]:.3f}',
+             f'{r["last"]:.3f} ± {r["std"]:.3f}'] for r in record['rows']]
+    head = ['MNIST, 60,000 images, 25 epochs, K = 10', 'k-means by', 'runs', 'NMI: first epoch', 'best', 'last']
+    return page(table(head, rows), f'From the {record["source"]}.')
+
+
+def deepcluster_study(record):
+    "Means over the seeds of the variant's values, of each remedy, and of all."
+    head = [f'MNIST, {record["n"]:,} images, {record["epochs"]} epochs, mean of {record["seeds"]} seeds', 'ACC', 'NMI',
+            'NMI in training: first', 'best', 'last', 'labels predicted', 'largest cluster', 'clustering of time']
+    def line(name, r):
+        nmi = r['nmi_by_epoch']
+        return [name, f'{r["acc"]:.3f}', f'{r["nmi"]:.3f} ± {r["nmi_std"]:.3f}', f'{nmi[0]:.3f}', f'{max(nmi):.3f}',
+                f'{nmi[-1]:.3f}', f'{r["predicted"]:.2f}', f'{r["largest_share"]:.2f}', f'{r["clustering"]:.0%}']
+    rows = [line(name, r) for name, r in record['rows'].items()]
+    if pixels := record.get('kmeans_pixels'):
+        rows.append(['k-means on pixels', f'{pixels["acc"]:.3f}', f'{pixels["nmi"]:.3f}', *[''] * 6])
+    return page(table(head, rows), made(record))
+
+
+def kmeans(record):
+    "Engines of k-means, and PCA, each against the libraries in the same run."
+    parts = []
+    for k, engines in record['kmeans'].items():
+        own = engines['default']['seconds']
+        rows = [[name, f'{e["seconds"]:.2f}', f'{e["seconds"] / own:.2f}', f'{e["objective"]:.4f}']
+                for name, e in engines.items()]
+        head = [f'50,000 x 256, K = {int(k):,}', 's', 'times the default', 'objective over the default']
+        parts.append(table(head, rows))
+    pca, contrast = record['pca'], record['contrast']
+    said = (f'PCA of {pca["shape"][0]:,} x {pca["shape"][1]:,} to {pca["components"]}: {pca["seconds"]:.1f} s, faiss '
+            f'{pca["faiss"]:.1f} s. NT-Xent at batch {contrast["batch"]}, forward and backward: '
+            f'{1e3 * contrast["ours"]:.1f} ms, a masked matrix {1e3 * contrast["plain"]:.1f} ms.')
+    return page(*parts, said, made(record))
+
+
 # --- speed ---------------------------------------------------------------------------------------------
 
 SPEED = ['medians of one run', 'here', 'baseline', 'ratio']
@@ -262,11 +314,13 @@ def here(ours):
 
 # Name of the record: how its table is made. All others are seeds of a train notebook.
 TABLES = dict(
-    flags_nmce=flags, flags_nmc=flags, flags_sela=flags,
+    flags_nmce=flags, flags_nmc=flags, flags_sela=flags, flags_deepcluster=flags,
     speed=speed, coil_step=coil_step, explorer=explorer, sinkhorn=sinkhorn, nmc_kernels=nmc_kernels,
     nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures,
     nmc_study=nmc_study, nmc_study_mnist=nmc_study, nmc_study_coil20=nmc_study,
-    sela_digits=sela, sela_mnist=sela, sela_cifar10_cpu=sela)
+    sela_digits=sela, sela_mnist=sela, sela_cifar10_cpu=sela,
+    deepcluster_digits=deepcluster, deepcluster_mnist=deepcluster, deepcluster_study=deepcluster_study,
+    deepcluster_strategies=deepcluster_study, deepcluster_variant=deepcluster_variant, kmeans=kmeans)
 
 
 def fill(match):

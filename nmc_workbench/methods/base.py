@@ -48,16 +48,12 @@ def _place(network, device):
     network.to(device)
     return network.to(memory_format=torch.channels_last) if device.type in ('cpu', 'cuda') else network
 
-def _refuse_aliases(init, aliases):
-    "`init`, with an `InputError` that says today's name of a parameter where an alias is given."
+def _translate_aliases(init, kind):
+    "`init`, which takes a parameter under its alias as well; both names with two values are an `InputError`."
     @wraps(init)
-    def checked(self, *args, **given):
-        for alias in given.keys() & aliases.keys():
-            name, read = aliases[alias]
-            raise InputError(f'{alias}={given[alias]!r} is an alias for the command line; '
-                             f'in Python give {name}={read(given[alias])!r}')
-        init(self, *args, **given)
-    return checked
+    def translating(self, *args, **given):
+        init(self, *args, **(kind.translated(given) if given.keys() & kind.aliases.keys() else given))
+    return translating
 
 class _Drawn:
     "An augmentation whose plain transform draws a view."
@@ -77,7 +73,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         super().__init_subclass__(**kwargs)
         if cls.__name__.startswith('_'): return
         _METHODS[cls.__name__] = cls
-        cls.__init__ = _refuse_aliases(cls.__init__, getattr(cls, 'aliases', {}))
+        if getattr(cls, 'aliases', {}): cls.__init__ = _translate_aliases(cls.__init__, cls)
 
     def fit(self, X, y=None):
         "Run every stage on `X`; `y` is for the scores in `results_`, and gives K where `n_clusters` is not given."
