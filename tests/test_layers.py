@@ -8,8 +8,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'nmc_workbench'
 # From the ground up. A room imports from the rows above its own, and from its own row; methods never from each other.
 FLOORS = [
     {'core'},
-    {'losses', 'optim', 'metrics', 'subspaces', 'persistence', 'transport', 'anchors', 'projection', 'cluster', 'data',
-     'augment', 'nets'},
+    {'losses', 'optim', 'metrics', 'subspaces', 'persistence', 'transport', 'anchors', 'projection', 'lloyd', 'cluster',
+     'data', 'augment', 'nets'},
     {'modes', 'runs'},
     {'diagnostics', 'training'},
     {'methods'},

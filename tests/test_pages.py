@@ -36,7 +36,12 @@ def read(path): return (ROOT / 'docs/pages' / path).read_text(encoding='utf-8')
 def unwrapped(text): return re.sub(r'\s+', ' ', text)
 def blocks(path, language): return re.findall(rf'^```{language}\n(.*?)^```', read(path), re.S | re.M)
 def config(method): return next(v for k, v in vars(methods).items() if k.lower() == f'{method}config')
-def recipes(method): return importlib.import_module(f'nmc_workbench.methods.{method}.config').RECIPES
+def recipes(method): return importlib.import_module(f'nmc_workbench.methods.{folder(method)}.config').RECIPES
+def folder(method):
+    "The folder of a method whose notebook is train_<method>.ipynb."
+    return next(p.parent.name for p in PACKAGE.glob('methods/*/config.py') if p.parent.name.replace('_', '') == method)
+
+
 def parameters(notebook):
     cells = json.loads((ROOT / notebook).read_text(encoding='utf-8'))['cells']
     source = next(''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', []))
@@ -152,7 +157,7 @@ def test_the_lists_are_whole():
     counted = {s: len(v) for record in FLAGS for s, v in json.loads(record.read_text())['scripts'].items()}
     assert counted == {'train_selfsup.py': 24, 'train_clustering.py': 24, 'evaluate.py': 32, 'convert_imgs.py': 2,
                        'options': 21, 'main.py': 23, 'cifar.py': 16, 'eval_linear_probes.py': 14, 'eval_resnet.py': 14,
-                       'retrain_with_rotnet.py': 19}
+                       'retrain_with_rotnet.py': 19, 'main.py of DeepCluster': 51}
 
 
 PACKAGE = ROOT / 'nmc_workbench'
@@ -217,7 +222,8 @@ def test_the_picture_of_the_modules():
     for room, line in re.findall(r'class="module"[^>]*data-room="([^"]*)">([^<]+)<', PICTURE):
         place = f'nmc_workbench.{room}' if room else 'nmc_workbench'
         for module in line.split(' · '): importlib.import_module(f'{place}.{module}')
-    assert {f'methods.{p.stem.removeprefix("train_")}' for p in (ROOT / 'nbs').glob('train_*.ipynb')} <= set(HEIGHTS)
+    trained = [p.stem.removeprefix('train_') for p in (ROOT / 'nbs').glob('train_*.ipynb')]
+    assert {f'methods.{folder(name)}' for name in trained} <= set(HEIGHTS)
     patterns = re.search(r'class="notebook"[^>]*>([^<]+)<', PICTURE)[1].split(' · ')
     named = [set((ROOT / 'nbs').glob(f'{p}.ipynb')) for p in patterns]
     assert all(named) and set.union(*named) == set((ROOT / 'nbs').glob('*.ipynb')) - {ROOT / 'nbs/index.ipynb'}

@@ -29,7 +29,15 @@ def sela(folder):
          run_dir=str(folder)).fit(load('digits', limit=120))
 
 
-MAKE = dict(nmce=nmce, nmc=nmc, sela=sela)
+def deep_cluster(folder):
+    "Six clusters, twelve in training."
+    from nmc_workbench.data import load
+    from nmc_workbench.methods import DeepCluster
+    DeepCluster(**DIGITS, backbone='smallconv', n_clusters=6, n_pseudo_labels=12, epochs=2,
+                run_dir=str(folder)).fit(load('digits', limit=120))
+
+
+MAKE = dict(nmce=nmce, nmc=nmc, sela=sela, deep_cluster=deep_cluster)
 
 
 def made_once(name, root, seconds=300):

@@ -1,4 +1,6 @@
-"""The pictures of these pages: `python docs/pages/draw.py architecture nmc sela`, or only some; two minutes in all.
+"""The pictures of these pages: `python docs/pages/draw.py architecture nmc sela deepcluster`, or only some.
+
+Two minutes in all.
 
 architecture.svg shows the rooms of the package, each above the rooms it may import; the others come from runs on a CPU
 with seed 0."""
@@ -13,7 +15,7 @@ STYLE = """.room,.title{font-size:14.5px;font-weight:bold}.module,.notebook{font
 
 # From the top to the bottom: (room, share of the width, colour, what it is for, modules worth knowing, answers).
 # The numbers in the answers are those of the questions in architecture.md.
-MATHEMATICS = 'losses · optim · metrics · subspaces · persistence · transport · cluster · projection'
+MATHEMATICS = 'losses · optim · metrics · subspaces · persistence · transport · lloyd · cluster · projection'
 ROWS = [
     [('explore', .8, PURPLE, 'screens that know runs',
       'explorer · curation · persistence_lab · transport_lab · label_history_lab · compare_lab', ''),
@@ -23,10 +25,11 @@ ROWS = [
       'figure · colours · galleries · curves · confusion · embedding · geometry · merge_tree · live_curves', '')],
     [('evaluation', 1, GREEN, 'against labels',
       'features · protocols · probes · rotation · retrain · baselines · agreement', '')],
-    [('methods.nmce', .25, ORANGE, '', 'config · stages · estimator', '2, 3'),
-     ('methods.nmc', .25, ORANGE, '', 'config · stages · estimator', '2, 3'),
-     ('methods.sela', .25, ORANGE, '', 'config · stages · estimator', '2, 3'),
-     ('', .25, ORANGE, 'your method', '', '2, 3')],
+    [('methods.nmce', .2, ORANGE, '', 'config · stages · estimator', '2, 3'),
+     ('methods.nmc', .2, ORANGE, '', 'config · stages · estimator', '2, 3'),
+     ('methods.sela', .2, ORANGE, '', 'config · stages · estimator', '2, 3'),
+     ('methods.deep_cluster', .2, ORANGE, '', 'config · stages · estimator', '2, 3'),
+     ('', .2, ORANGE, 'your method', '', '2, 3')],
     [('methods', 1, ORANGE, 'what every method shares', 'base · config', '')],
     [('training', .62, PINK, 'one loop', 'batches · stage · trainer · callbacks · precision · timing',
       '1 batches makes views, 2 trainer runs steps'),
@@ -122,6 +125,22 @@ def nmc():
     persistence_picture(model.tree_.tree, model.tau_).save(HERE / 'methods/nmc_persistence')
 
 
+def deepcluster():
+    "NMI by epoch of the variant's values, of each remedy, and of the recipe, from the record of the study."
+    import json
+    from nmc_workbench.plotting.colours import curve_colours
+    from nmc_workbench.plotting.figure import Picture, new_figure
+    rows = json.loads((HERE.parent / 'records/deepcluster_study.json').read_text())['rows']
+    figure, axes = new_figure(8.6, 3.6)
+    ax, colours = axes[0, 0], curve_colours(len(rows))
+    for (name, row), colour in zip(rows.items(), colours):
+        whole = name.startswith(('the variant', 'the recipe'))
+        ax.plot(row['nmi_by_epoch'], label=name, color=colour, lw=2.5 if whole else 1.2)
+    ax.set(xlabel='epoch', ylabel='NMI with the classes')
+    ax.legend(loc='center left', bbox_to_anchor=(1.01, .5), frameon=False, fontsize=8)
+    Picture(figure).save(HERE / 'methods/deepcluster_study')
+
+
 def sela():
     "What the updates of the labels do in a run on the digits."
     from nmc_workbench.data import load
@@ -131,4 +150,4 @@ def sela():
 
 
 if __name__ == '__main__':
-    for name in sys.argv[1:]: dict(architecture=architecture, nmc=nmc, sela=sela)[name]()
+    for name in sys.argv[1:]: dict(architecture=architecture, nmc=nmc, sela=sela, deepcluster=deepcluster)[name]()

@@ -145,6 +145,44 @@ def sela_cifar10(data):
                    _neighbours, dataset='folder', data_dir=found(data, 'cifar10'), recipe='cifar10_small', limit=10_000)
 
 
+def _pseudo_labels(run, results):
+    "Scores of the pseudo-labels, nearest neighbours, and the NMI of the clusters before the first epoch."
+    first = json.loads((run / 'metrics.jsonl').read_text().splitlines()[0])
+    return dict(purity=results['purity'], pseudo_nmi=results['pseudo_nmi'], nmi_first=first['nmi_true_pred'],
+                **json.loads((run / 'knn.json').read_text()))
+
+
+def deepcluster_digits(data):
+    return trained('1,797 digits, 100 clusters in training', 'deepcluster_digits', 'make bench', range(3),
+                   'train_deepcluster', _pseudo_labels, dataset='digits')
+
+
+def deepcluster_mnist(data):
+    return trained('MNIST, 10,000 images, 100 clusters in training', 'deepcluster_mnist', command_for(data), range(3),
+                   'train_deepcluster', _pseudo_labels, dataset='npz', data_dir=found(data, 'mnist.npz'),
+                   recipe='mnist', limit=10_000)
+
+
+def deepcluster_study(data):
+    "The values of luftmeer's variant, and each remedy, on MNIST."
+    from . import bench_deep_cluster
+    return dict(**circumstances(command_for(data)), **bench_deep_cluster.study(found(data, 'mnist.npz')))
+
+
+def deepcluster_strategies(data):
+    "Both second losses, with a feed-forward network."
+    from . import bench_deep_cluster
+    path = found(data, 'mnist.npz')
+    return dict(**circumstances(command_for(data)), **bench_deep_cluster.strategies(path, 'feedforward'))
+
+
+def kmeans(data):
+    "k-means and PCA on the pixels of CIFAR-10 against the libraries that do the same."
+    from . import bench_kmeans
+    images = load('folder', root=found(data, 'cifar10'))
+    return dict(**circumstances(command_for(data)), **bench_kmeans.measure(images.take(range(len(images)))))
+
+
 def sinkhorn(data):
     "The iteration against the original's form, and its growth."
     from . import bench_sinkhorn
@@ -221,6 +259,11 @@ BENCHES = {
     'sela_digits':      ('sela_digits', sela_digits, False),
     'sela_mnist':       ('sela_mnist', sela_mnist, True),
     'sela_cifar10':     ('sela_cifar10_cpu', sela_cifar10, True),
+    'deepcluster_digits': ('deepcluster_digits', deepcluster_digits, False),
+    'deepcluster_mnist':  ('deepcluster_mnist', deepcluster_mnist, True),
+    'deepcluster_study':  ('deepcluster_study', deepcluster_study, True),
+    'deepcluster_strategies': ('deepcluster_strategies', deepcluster_strategies, True),
+    'kmeans':           ('kmeans', kmeans, True),
     'sinkhorn':         ('sinkhorn', sinkhorn, False),
     'explorer':         ('explorer', explorer, True),
     'coil20':           ('nmce_coil20', coil20, True),
