@@ -350,7 +350,9 @@ def test_draws_are_independent_between_images_and_parameters():
 
 # ---- seeds, pieces, devices
 
-COLOUR = ('cifar_sup', 'cifar_simclr_norm', 'cifar_byol', 'stl10_contrastive', 'imagenet', 'coil', 'sela', 'sela_cifar')
+COLOUR = ('cifar_sup', 'cifar_simclr_norm', 'cifar_byol', 'stl10_contrastive', 'imagenet', 'coil', 'sela', 'sela_cifar',
+          'deepcluster')
+OPTIONS = dict(views=dict(rotation=20, flip=True, vertical=True, jitter=True, autocontrast=True, equalize=True))
 
 
 def batch_for(name, n=30):
@@ -360,7 +362,7 @@ def batch_for(name, n=30):
 
 @pytest.mark.parametrize('name', presets())
 def test_preset_is_seeded_per_image_and_independent_of_pieces(name):
-    augment, pixels = preset(name), batch_for(name)
+    augment, pixels = preset(name, **OPTIONS.get(name, {})), batch_for(name)
     before = torch.get_rng_state()
     a = augment(pixels, seeded())
     assert torch.equal(before, torch.get_rng_state())
@@ -414,7 +416,7 @@ class NoHostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize('name', presets())
 def test_no_host_reads(name):
-    augment, batch = preset(name), batch_for(name)
+    augment, batch = preset(name, **OPTIONS.get(name, {})), batch_for(name)
     with NoHostReads(): augment(batch, seeded())
     # the meta device has no values at all: whatever is not the draw runs without them
     assert augment(batch.to('meta'), seeded()).shape == augment(batch, seeded()).shape
@@ -523,3 +525,21 @@ def test_flip_commutes_with_byols_colour():
 def test_errors_are_one_line_with_the_values(call, words):
     with pytest.raises(InputError) as e: call()
     assert '\n' not in str(e.value) and all(w in str(e.value) for w in words), e.value
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_spread_values_are_those_of_torchvision(channels):
+    from torchvision.transforms.v2 import functional as TF
+    from nmc_workbench.augment.image_ops import autocontrast, equalise
+    pixels = photos(6, channels, 20, 24)
+    pixels[0] = 77                                                  # one value: nothing to spread
+    x = pixels.float() / 255
+    assert far(autocontrast(x), TF.autocontrast(x)) < 1e-5
+    assert torch.equal((equalise(x) * 255).round().byte(), TF.equalize(pixels))
+
+
+def test_a_vertical_flip_turns_images_upside_down():
+    from nmc_workbench.augment import Augment
+    from nmc_workbench.augment.operations import Flip
+    pixels = photos(4, 3, 8, 8)
+    assert far(Augment([Flip(1., vertical=True)])(pixels, seeded()), pixels.flip(2) / 255) < 1e-5

@@ -166,6 +166,7 @@ BROKEN = [
     [dict(loss=[float(9 - e) for e in range(8)], lr_main=1e-12, lr_head=1e-11), {}, 'no_learning_rate'],
     [dict(loss=[5., 5.01, 4.99, 5., 5.01, 5., 4.99, 5.]), {}, 'loss_unchanged'],
     [dict(loss=[2., 2.5, 3., 3.2, 3.5, 4., 4.2, 5.]), {}, 'loss_rising'],
+    [dict(loss=[float(9 - e) for e in range(8)], drift=.1, moved=.002, nmi_last=.99), {}, 'committed'],
     [dict(R=2.9), dict(z_dim=64, eps=.2), 'rate_at_floor'],
     [dict(R=6.8), dict(z_dim=64, eps=.2), 'rate_at_floor'],
     [dict(R=3.3), dict(z_dim=128, eps=.2), 'rate_at_floor'],
@@ -449,7 +450,7 @@ def test_percent(share, text):
 
 def test_thresholds_cannot_be_changed_and_name_their_limits():
     with pytest.raises(AttributeError): checks.THRESHOLDS.min_epochs = 1
-    assert checks.THRESHOLDS == checks.Thresholds() and len(checks.Thresholds.__dataclass_fields__) == 23
+    assert checks.THRESHOLDS == checks.Thresholds() and len(checks.Thresholds.__dataclass_fields__) == 24
     a, b = checks.THRESHOLDS.one_cluster
     for K, limit in ((2, .9), (10, .58)):
         assert a + b / K == pytest.approx(limit)

@@ -86,7 +86,8 @@ def test_options_of_the_original_have_their_names():
 
 def test_save_dir_is_run_dir():
     assert NMCConfig.from_names(dict(save_dir='runs/here')).run_dir == 'runs/here'
-    with pytest.raises(InputError, match="run_dir='runs/here'"): NMC(save_dir='runs/here')
+    assert NMC(save_dir='runs/here').run_dir == 'runs/here'
+    with pytest.raises(InputError, match='name the same parameter'): NMC(save_dir='runs/here', run_dir='runs/there')
 
 
 def test_none_is_a_value_where_it_is_a_choice():

@@ -31,7 +31,7 @@ _TEMPLATE = '''
 {% block jupyter_widgets %}{% endblock %}
 {% block notebook_css %}<style>{{ resources.page_style }}</style>{% endblock %}
 {% block input_group %}
-{%- if cell.source.strip() and not cell.source.lstrip().startswith('#| hide') -%}
+{%- if cell.source.strip() and not cell.source.lstrip().startswith('#' ~ '| hide') -%}
 {%- set tags = cell.metadata.get('tags', []) -%}
 {%- set given = 'injected-parameters' in tags -%}
 {%- set name = 'parameters' if given or 'parameters' in tags else 'code' -%}
