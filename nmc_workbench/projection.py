@@ -68,7 +68,9 @@ def _exact(x, mean, c):
     centred = x - mean.to(x)
     few = len(x) < x.shape[1]
     values, vectors = _largest((centred @ centred.T if few else centred.T @ centred).double(), c)
-    if few: vectors = torch.nn.functional.normalize(centred.double().T @ vectors, dim=0)
+    if few:                     # what has no variance has no direction either: it would be one of rounding
+        there = values > _NO_VARIANCE * values.max()
+        vectors = torch.nn.functional.normalize(centred.double().T @ vectors, dim=0) * there
     return vectors, values / max(len(x) - 1, 1)
 
 def _largest(matrix, c):
@@ -152,12 +154,8 @@ def map_method(
 def _pca2d(z: np.ndarray) -> np.ndarray:
     "The first two principal components (n, 2); zeros where there is only one."
     x = torch.from_numpy(z).double()
-    x = x - x.mean(0)
-    _, v = torch.linalg.eigh(x.T @ x)                                   # ascending
-    v = torch.nn.functional.pad(v.flip(1)[:, :2], (0, max(0, 2 - v.shape[1])))
-    # an eigenvector's sign is arbitrary: its largest entry is made positive
-    v = v * torch.sign(v.gather(0, v.abs().argmax(0, keepdim=True)) + 1e-30)
-    return (x @ v).float().numpy()
+    found = fit_pca(x, min(2, *x.shape)).project(x)
+    return torch.nn.functional.pad(found, (0, 2 - found.shape[1])).float().numpy()
 
 # %% ../nbs/mathematics/08_projection.ipynb #5d20c3a1
 _DENSE = 500        # samples that are looked at: more of them do not change where a number stands

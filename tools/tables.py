@@ -121,30 +121,24 @@ def eps_range(name, found):
     return table([f"{name}, dbscan_eps of the recipe's fit", *found['eps']], rows)
 
 
-def sela(record):
-    "The seeds, their nearest neighbours before and after training."
+def by_seed(record, **more):
+    "The seeds: features before and after training, scores, and what `more` names (title -> key of a row)."
     runs, several, pixels = record['rows'], len(record['rows']) > 1, record['kmeans_pixels']
     def line(name, key, form='{:.3f}', beside=''):
         return [name, *(form.format(r[key]) for r in runs), *[bold(spread(runs, key, form))] * several, beside]
     rows = [line('nearest neighbours, untrained', 'knn_untrained'), line('nearest neighbours', 'knn'),
             *(line(k.upper(), k, beside=f'{pixels[k]:.3f}') for k in ('acc', 'nmi', 'ari')),
-            line('purity', 'purity'), line('seconds, whole notebook', 'seconds', '{:.0f}')]
+            *(line(name, key) for name, key in more.items()), line('seconds, whole notebook', 'seconds', '{:.0f}')]
     seeds = [f'seed {r["seed"]}' for r in runs]
     return page(table([record['title'], *seeds, *['mean ± std'] * several, 'k-means on pixels'], rows), made(record))
+
+
+def sela(record): return by_seed(record, purity='purity')
 
 
 def deepcluster(record):
-    "The seeds, the features before and after training, and the clusters in training."
-    runs, several, pixels = record['rows'], len(record['rows']) > 1, record['kmeans_pixels']
-    def line(name, key, form='{:.3f}', beside=''):
-        return [name, *(form.format(r[key]) for r in runs), *[bold(spread(runs, key, form))] * several, beside]
-    rows = [line('nearest neighbours, untrained', 'knn_untrained'), line('nearest neighbours', 'knn'),
-            *(line(k.upper(), k, beside=f'{pixels[k]:.3f}') for k in ('acc', 'nmi', 'ari')),
-            line('NMI of the first clusters in training', 'nmi_first'),
-            line('NMI of the last clusters in training', 'pseudo_nmi'),
-            line('seconds, whole notebook', 'seconds', '{:.0f}')]
-    seeds = [f'seed {r["seed"]}' for r in runs]
-    return page(table([record['title'], *seeds, *['mean ± std'] * several, 'k-means on pixels'], rows), made(record))
+    return by_seed(record, **{'NMI of the first clusters in training': 'nmi_first',
+                              'NMI of the last clusters in training': 'pseudo_nmi'})
 
 
 def deepcluster_variant(record):

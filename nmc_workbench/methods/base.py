@@ -98,7 +98,12 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     def _trainer(self, config, batches):
         "The trainer of the stages, which continues a run where the parameters say so."
         return Trainer(self._stages(config), batches, self.run_,
-                       config.amp, config.checkpoint_every or 10, config.resume, config.compile)
+                       config.amp, config.checkpoint_every or 10, config.resume, config.compile,
+                       self._callbacks(config))
+
+    def _callbacks(self, config) -> list:
+        "Callbacks of the training beside the loop's own."
+        return []
 
     def _is_centred(self, images, config):
         "Whether points are centred and scaled: not the spiral, which has a unit, nor in a run that began without."
@@ -131,8 +136,12 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         "Refuse images that the network or the augmentation cannot take, before a folder is made."
         self._check_batch_size(batches)
         pixels = batches.images.take(torch.arange(min(2, len(batches.images)), device=batches.device))
-        check_input(self.network_, batches.augment(pixels, generator(0, device=batches.device)).shape)
-        check_input(self.network_, batches.augment.plain(pixels).shape)
+        self._check_view(batches.augment(pixels, generator(0, device=batches.device)))
+        self._check_view(batches.augment.plain(pixels))
+
+    def _check_view(self, x):
+        "Refuse views that the network cannot take."
+        check_input(self.network_, x.shape)
 
     def _check_batch_size(self, batches):
         "Refuse batches of one sample per rank where the network needs the statistics of a batch."

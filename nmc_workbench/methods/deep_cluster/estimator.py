@@ -22,7 +22,7 @@ from ...augment.presets import preset
 from ...cluster import engine_for, kmeans
 from ...core.errors import InputError
 from ...core.files import as_path
-from ...core.seeds import generator, initialised, seed_of
+from ...core.seeds import initialised, seed_of
 from ..base import Method, open_run
 from ..config import default_run_dir
 from .config import DeepClusterConfig, recipe
@@ -33,7 +33,6 @@ from ...nets.deep_cluster import DeepClusterNet, Filters, unrectified
 from ...runs.checkpoints import load_checkpoint, load_state
 from ...runs.finished import config_of
 from ...training.batches import Batches
-from ...training.trainer import Trainer
 
 # %% ../../../nbs/methods/deep_cluster/02_estimator.ipynb #eaa8ad69
 def starting_weights(
@@ -88,7 +87,7 @@ class DeepCluster(Method, DeepClusterConfig):
 
     def _batches(self, images, config, device):
         "Batches of one view per image, or of two for the contrast of views."
-        two = config.contrast == 'views'
+        two, self._n_samples = config.contrast == 'views', len(images)
         return Batches(images, self._augment(config), config.batch_size, 1 + two, config.seed, device, whole=not two)
 
     @staticmethod
@@ -112,16 +111,15 @@ class DeepCluster(Method, DeepClusterConfig):
 
     def _check_inputs(self, batches):
         "Refuse what the network cannot take, an engine that is not installed, and a metrics file of another run."
-        self._check_batch_size(batches)
-        pixels = batches.images.take(torch.arange(min(2, len(batches.images)), device=batches.device))
-        for x in (batches.augment(pixels, generator(0, device=batches.device)), batches.augment.plain(pixels)):
-            check_input(self.network_.backbone, self.network_.filters(x).shape)
+        super()._check_inputs(batches)
         c, dim = self.config_, self.network_.head.in_features
         engine_for(c.engine, False, batches.device)
         if c.pca and self.pca_dim is not None and self.pca_dim > min(dim, len(batches.images)):
             raise InputError(f'pca_dim={c.pca_dim} > {min(dim, len(batches.images))}; the network gives {dim} features '
                              f'of {len(batches.images)} samples: choose a smaller pca_dim')
         self._csv = self._metrics(c)
+
+    def _check_view(self, x): check_input(self.network_.backbone, self.network_.filters(x).shape)
 
     def _metrics(self, config):
         "The callback that writes the variant's CSV file, in a list; none where none is asked for."
@@ -130,18 +128,11 @@ class DeepCluster(Method, DeepClusterConfig):
         if path is None and config.metrics_dir is None: return []
         return [VariantCSV(path or Path(config.metrics_dir) / f'{name}.csv', name, config.resume)]
 
-    def _trainer(self, config, batches):
-        more = dict(callbacks=[*self._csv, *([_Told()] if config.verbose else [])])
-        return Trainer(self._stages(config), batches, self.run_, config.amp, config.checkpoint_every, config.resume,
-                       config.compile, **more)
+    def _callbacks(self, config): return [*self._csv, *([_Told()] if config.verbose else [])]
 
     def _stages(self, config):
         build = partial(self._build, config, self.network_.input_shape)
-        return [AlternateClustering(self.network_, len(self._images), config, build)]
-
-    def _open_run(self, config, images, device):
-        self._images = images
-        return super()._open_run(config, images, device)
+        return [AlternateClustering(self.network_, self._n_samples, config, build)]
 
     def _outputs(self, x):
         features = self.network_.pooled(x)
