@@ -288,7 +288,8 @@ def test_two_explorers_in_two_windows(new_page, lab, runs):
     "The second to save is told, and merges with a click."
     import json
     import shutil
-    shutil.copytree(runs / 'digits', lab.work / 'shared/digits')
+    edits = shutil.ignore_patterns('curation.json')                  # of other tests
+    shutil.copytree(runs / 'digits', lab.work / 'shared/digits', ignore=edits)
     first, second = new_page(), new_page()
     for page, name in ((first, 'one.ipynb'), (second, 'two.ipynb')):
         opened(page, lab, lab.work / 'shared', name, run_dir=str(lab.work / 'shared/digits'))
