@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -24,12 +25,32 @@ FLAGS = '''--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-ba
     --disable-component-update --disable-sync'''.split()
 
 # Files that take longest, the longest first.
-LONG = 'test_browser test_pages test_resume test_training test_nmc test_bench_gpu test_live_curves'.split()
+LONG = '''test_browser test_damaged_runs test_pages test_command_line test_resume test_training test_nmc test_sela
+    test_deep_cluster test_work_kept test_train_page test_bench_gpu test_live_curves'''.split()
 
 
-def pytest_collection_modifyitems(items):
-    """Under pytest-xdist the tests of a file stay in one process, so that what they share is made once; those of the
+def pytest_configure(config):
+    """Under pytest-xdist kernels are forks of one process that has loaded torch and the other libraries; where a few
+    tests are run by themselves, Jupyter starts each kernel as it does for everybody."""
+    if not getattr(config.option, 'numprocesses', None) or hasattr(config, 'workerinput'): return
+    sys.path.append(str(ROOT / 'tools'))
+    from warm import Nursery
+    folder = tempfile.TemporaryDirectory()
+    nursery = Nursery(folder.name)
+    os.environ.update(nursery.environment)
+    config.add_cleanup(folder.cleanup)
+    config.add_cleanup(nursery.close)               # the last is called first
+
+
+@pytest.hookimpl(trylast=True)                      # after -m and -k have chosen
+def pytest_collection_modifyitems(config, items):
+    """What another chosen test of its file tries anyway, as a sample for those who leave slow tests out, is left out.
+    Under pytest-xdist the tests of a file stay in one process, so that what they share is made once; those of the
     browser and those that measure seconds share one process. Long files begin first."""
+    chosen = {(item.path, item.originalname) for item in items}
+    def double(item): return any((item.path, mark.args[0]) in chosen for mark in item.iter_markers('part_of'))
+    config.hook.pytest_deselected(items=list(filter(double, items)))
+    items[:] = [item for item in items if not double(item)]
     for item in items:
         alone = item.get_closest_marker('timing') or {'browser', 'lab', 'page', 'new_page'} & set(item.fixturenames)
         item.add_marker(pytest.mark.xdist_group('alone' if alone else item.path.stem))
@@ -103,7 +124,7 @@ def lab_server(home):
 
 @pytest.fixture(scope='session')
 def tiny_run(tmp_path_factory):
-    "A function from nmce, nmc or sela to the folder of a tiny finished run, made once; copy the folder to change it."
+    "A function from a name in tests.tiny to the folder of a finished run, made once; copy the folder to change it."
     from tests.tiny import made_once
     base = tmp_path_factory.getbasetemp()
     return lambda name: made_once(name, (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'tiny')

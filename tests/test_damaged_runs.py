@@ -1,12 +1,17 @@
 """Damaged and edited files of a run: every file of tiny runs of all methods, in many ways. Whatever is done to one run,
 lists and menus show the others, and who opens the damaged one gets one line."""
 import json
+import os
 import shutil
+import sys
 import time
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 
 from nmc_workbench.core.errors import InputError
@@ -15,22 +20,23 @@ from nmc_workbench.data import load
 from nmc_workbench.diagnostics.diagnosis import diagnose_run
 from nmc_workbench.evaluation.agreement import compare
 from nmc_workbench.explore.explorer import Explorer
-from nmc_workbench.methods import NMC, NMCE, SeLa
+from nmc_workbench.methods import AND, NMC, NMCE, DeepCluster, SeLa
 from nmc_workbench.methods.base import keeps_merge_tree, open_run
 from nmc_workbench.reports.summary import summary
+from nmc_workbench.runs import folder
 from nmc_workbench.runs.checkpoints import load_checkpoint
 from nmc_workbench.runs.finished import read_run
 from nmc_workbench.runs.index import list_runs, newest_of_one_set, newest_run, run_choices, scores_table
 from nmc_workbench.runs.label_history import read_label_history
 
-METHODS = dict(nmce=NMCE, nmc=NMC, sela=SeLa)
+METHODS = dict(nmce=NMCE, nmc=NMC, sela=SeLa, deep_cluster=DeepCluster, anchors=AND)
 DEEP = b'[' * 100_000
 HUGE = int('9' * 400)
 
 
 @pytest.fixture(scope='session')
 def interrupted_run(tmp_path_factory):
-    "A function from nmce, nmc or sela to the folder of a run that stopped after one epoch of its first stage."
+    "A function from a name in METHODS to the folder of a run that stopped after one epoch of its first stage."
     made = {}
     def make(name, finished):
         if name not in made:
@@ -47,9 +53,22 @@ def model(name, config, folder):
     return kind(**own | dict(run_dir=str(folder), resume=True, device='cpu'))
 
 
+@cache
 def data(name):
+    "Read once, since it is the same for every damage."
     if name != 'nmc': return load('digits', limit=120)
     return np.random.default_rng(0).normal(size=(100, 2)).astype('f4')
+
+
+@pytest.fixture(autouse=True, scope='module')
+def the_same_is_found_out_once():
+    "The digits, which come from a compressed table, the versions of packages and the commit; the disk is not awaited."
+    patch = pytest.MonkeyPatch()
+    for where, what in ((sklearn.datasets, 'load_digits'), (metadata, 'version'), (folder, '_git_commit')):
+        patch.setattr(where, what, cache(getattr(where, what)))
+    patch.setattr(os, 'fsync', lambda fd: None)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(params=list(METHODS))
@@ -208,12 +227,13 @@ def tables(folder, name):
     root = folder.parent
     rows = {Path(r['folder']).name: r for r in list_runs(root)}
     assert 'damaged' not in rows['good'] and set(rows) <= {'good', 'bad'}
-    assert str(root / 'good') in [f for _, f in run_choices(root)]
-    assert newest_run(root) and scores_table(root) is not None and newest_of_one_set(root) is not None
+    choices, newest = run_choices(root), newest_run(root)
+    assert str(root / 'good') in [f for _, f in choices]
+    assert newest and scores_table(root) is not None and newest_of_one_set(root) is not None
     if 'damaged' in rows.get('bad', {}):
         assert '\n' not in rows['bad']['damaged'] and 'bad' in rows['bad']['damaged']
-        assert newest_run(root) == run_choices(root)[0][1] == str(root / 'good')
-    for line, _ in run_choices(root): assert len(line) < 1000 and '\n' not in line
+        assert newest == choices[0][1] == str(root / 'good')
+    for line, _ in choices: assert len(line) < 1000 and '\n' not in line
 
 
 def read(folder, name):
@@ -261,15 +281,58 @@ def tried(use, folder, name, what):
 # ---- every file, every damage
 
 
+OPENED = set()
+
+
+def note_what_is_opened(event, args):
+    if event == 'open': OPENED.add(str(args[0]))
+
+
+sys.addaudithook(note_what_is_opened)
+
+
+def looked(use, folder, name, path, damage=None):
+    "Whether a use opens a file, which stays as it is or is damaged just before."
+    path.write_bytes(path.read_bytes()) if damage is None else damage()
+    OPENED.clear()
+    tried(use, folder, name, f'{path.name}, as it was or damaged')
+    return str(path) in OPENED
+
+
+def readers(file, name, fresh, source, uses):
+    """The uses that ever open a file. The others, which open it neither whole nor in any damage of `raw`, look at most
+    whether it is there and how large it is, and need not be tried with every other content."""
+    found = []
+    for use in uses:
+        for damage in (None, *raw(source / file)):
+            path = fresh(source) / file
+            content = raw(path).get(damage)
+            put = content if content is None else lambda: path.write_bytes(content)
+            if looked(use, path.parent, name, path, put): break
+        else: continue
+        found.append(use)
+    return found
+
+
+def state(folder, file):
+    "What shows whether anything but `file` was written in a folder, or beside it."
+    found = [e for root, _, _ in os.walk(folder.parent) for e in os.scandir(root) if e.path != str(folder / file)]
+    return {e.path: (s.st_mtime_ns * e.is_file(), s.st_size * e.is_file(), s.st_ino) for e in found if (s := e.stat())}
+
+
 def run_through(file, name, fresh, source, uses, step):
     "Damage a file in every way, or in every few, and use the run; returns how often, and what went through."
     n, through = 0, []
+    if not (source / file).is_file(): pytest.skip(f'{name} has no {file}')
+    whole, first = readers(file, name, fresh, source, uses), len(raw(source / file))
     folder = fresh(source)
-    if not (folder / file).is_file(): pytest.skip(f'{name} has no {file}')
+    before = state(folder, file)
     for i, (what, damage) in enumerate(list(damages(folder / file))):
         if i % step: continue
-        for use in uses:
-            if use in (uses[0], resumed): folder = fresh(source)
+        for use in uses if i < first else whole:
+            if state(folder, file) != before:
+                folder = fresh(source)
+                before = state(folder, file)
             damage()
             n += 1
             if tried(use, folder, name, f'{file} {what}') is None: through.append((use.__name__, what))
@@ -281,15 +344,25 @@ STEP = {'config.json': 17, 'results.json': 7, 'provenance.json': 11, 'metrics.js
         'checkpoint.pt': 9}
 
 
-@pytest.mark.parametrize('file', USES)
-def test_a_damaged_run_hides_no_other(file, name, place, tiny_run):
-    through = check(file, name, place, tiny_run(name), STEP.get(file, 1))
+def hides_no_other(file, name, place, run, step):
+    through = check(file, name, place, run, step)
     if file == 'model.pt': assert not [w for use, w in through if use == 'opened' and w.endswith(' NaN')]
 
 
+@pytest.mark.part_of('test_every_damage')
+@pytest.mark.parametrize('file', STEP)
+def test_a_damaged_run_hides_no_other(file, name, place, tiny_run):
+    hides_no_other(file, name, place, tiny_run(name), STEP[file])
+
+
+@pytest.mark.parametrize('file', [f for f in USES if f not in STEP])
+def test_every_damage_of_a_file_with_few(file, name, place, tiny_run):
+    hides_no_other(file, name, place, tiny_run(name), 1)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('file', USES)
-def test_every_damage(file, name, place, tiny_run): check(file, name, place, tiny_run(name), 1)
+@pytest.mark.parametrize('file', STEP)
+def test_every_damage(file, name, place, tiny_run): hides_no_other(file, name, place, tiny_run(name), 1)
 
 
 def check(file, name, fresh, run, step, source=None):
@@ -300,8 +373,17 @@ def check(file, name, fresh, run, step, source=None):
     return run_through(file, name, fresh, source or run, uses, step)[1]
 
 
-@pytest.mark.parametrize('step', [6, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_checkpoint_in_the_middle_of_a_stage(name, place, tiny_run, interrupted_run, step):
+@pytest.mark.part_of('test_every_damage_of_a_checkpoint_in_the_middle_of_a_stage')
+def test_a_checkpoint_in_the_middle_of_a_stage(name, place, tiny_run, interrupted_run):
+    in_the_middle(name, place, tiny_run, interrupted_run, 6)
+
+
+@pytest.mark.slow
+def test_every_damage_of_a_checkpoint_in_the_middle_of_a_stage(name, place, tiny_run, interrupted_run):
+    in_the_middle(name, place, tiny_run, interrupted_run, 1)
+
+
+def in_the_middle(name, place, tiny_run, interrupted_run, step):
     run = tiny_run(name)
     through = check('checkpoint.pt', name, place, run, step, interrupted_run(name, run))
     through = [what for use, what in through if use == 'resumed']

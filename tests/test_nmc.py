@@ -1,12 +1,9 @@
 "NMC: what it finds, what can be set after the fit, what it writes, and what it refuses."
 import dataclasses
 import json
-import subprocess
-import sys
 import typing
 import urllib.error
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,9 +25,9 @@ from nmc_workbench.nets.backbones import backbone
 from nmc_workbench.runs.checkpoints import load_checkpoint
 from nmc_workbench.runs.metrics_log import read_metrics
 
+from . import killed
 from .bench.bench_nmc import mixture
 
-ROOT = Path(__file__).resolve().parents[1]
 OPEN = {'limit', 'size', 'n_clusters', 'run_dir', 'recipe', 'num_workers', 'encoder_weights', 'augment',
         'embedding_dim', 'tau', 'encoder'}
 SMALL = dict(epochs=20, batch_size=100, potential_hidden=32, device='cpu')
@@ -276,40 +273,18 @@ def test_a_trainable_projection_learns_with_a_cache(digits, encoder):
     assert not before.equal(model.network_.projection.weight)
 
 
-KILLED = """
-import json, os, signal, sys, torch
-torch.set_num_threads(1)
-from nmc_workbench.data import load
-from nmc_workbench.methods import NMC
-options, at = json.loads(sys.argv[1]), int(sys.argv[2])
-trainer = (model := NMC(**options)).prepare(load('digits', limit=300))
-write = trainer._record
-def record(row):
-    write(row)
-    if row['epoch'] == at: os.kill(os.getpid(), signal.SIGKILL)
-trainer._record = record
-trainer.train()
-model.finish()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [
     dict(),
     dict(recipe='seed', cache_embeddings=False, potential_hidden=16)], ids=['recipe', 'seed'])
 def test_killed_and_resumed_ends_with_the_same_bits(options, encoder, tmp_path):
-    def go(name, at=-1, **more):
-        given = {**SMALL, 'epochs': 6, 'encoder': f'run:{encoder}', 'checkpoint_every': 2,
-                 'run_dir': str(tmp_path / name), **options, **more}
-        command = [sys.executable, '-c', KILLED, json.dumps(given), str(at)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert go('whole').returncode == 0
-    assert go('parts', at=4).returncode == -9 and go('parts', resume=True).returncode == 0
-    whole, parts = (load_checkpoint(tmp_path / n / 'model.pt')['weights'] for n in ('whole', 'parts'))
+    given = {**SMALL, 'epochs': 6, 'encoder': f'run:{encoder}', 'checkpoint_every': 2, **options}
+    folders = killed.whole_and_parts('NMC', given, tmp_path, 4)
+    whole, parts = (load_checkpoint(f / 'model.pt')['weights'] for f in folders)
     assert all(v.equal(parts[k]) for k, v in whole.items())
-    losses = [[r['loss'] for r in read_metrics(tmp_path / n)] for n in ('whole', 'parts')]
+    losses = [[r['loss'] for r in read_metrics(f)] for f in folders]
     assert losses[0] == losses[1]
-    assert np.array_equal(np.load(tmp_path / 'whole/predictions.npy'), np.load(tmp_path / 'parts/predictions.npy'))
+    assert np.array_equal(*(np.load(f / 'predictions.npy') for f in folders))
 
 
 # --- encoders

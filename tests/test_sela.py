@@ -3,9 +3,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +32,7 @@ from nmc_workbench.nets.heads import HeadsNet
 from nmc_workbench.data.readers import as_images
 from nmc_workbench.runs.checkpoints import load_checkpoint
 from nmc_workbench.runs.metrics_log import read_metrics
+from tests import killed
 from tests.ranks import member, together
 
 ROOT = Path(__file__).parents[1]
@@ -393,37 +391,17 @@ def test_a_run_of_an_older_version_serves_as_an_encoder(run, digits):
 # --- killed and resumed
 
 
-KILLED = '''
-import json, os, signal, sys, torch
-torch.set_num_threads(1)
-from nmc_workbench.data import load
-from nmc_workbench.methods import SeLa
-from nmc_workbench.training.trainer import Trainer
-options, at = json.loads(sys.argv[1]), int(sys.argv[2])
-record = Trainer._record
-def die(self, row):
-    record(self, row)
-    if row['epoch'] == at: os.kill(os.getpid(), signal.SIGKILL)
-Trainer._record = die
-SeLa(**options).fit(load('digits', limit=300))
-'''
-
-
 ONE_HEAD = dict(label_heads='one', label_spacing='linear', label_mode='eval')
 
 
 @pytest.mark.parametrize('options', [{}, ONE_HEAD], ids=['all heads', 'one head'])
 def test_killed_and_resumed_ends_with_the_same_bits(options, tmp_path):
     longer = {**QUICK, 'epochs': 6, 'n_label_updates': 6, 'checkpoint_every': 2, **options}
-    def go(name, at=-1, **more):
-        given = json.dumps({**longer, 'run_dir': str(tmp_path / name), **more})
-        return subprocess.run([sys.executable, '-c', KILLED, given, str(at)], cwd=ROOT, capture_output=True, text=True)
-    assert go('whole').returncode == 0
-    assert go('parts', at=4).returncode == -signal.SIGKILL and go('parts', resume=True).returncode == 0
-    whole, parts = (load_checkpoint(tmp_path / n / 'model.pt') for n in ('whole', 'parts'))
+    folders = killed.whole_and_parts('SeLa', longer, tmp_path, 4)
+    whole, parts = (load_checkpoint(f / 'model.pt') for f in folders)
     assert all(v.equal(parts['weights'][k]) for k, v in whole['weights'].items())
     assert whole['more']['self_labels'].equal(parts['more']['self_labels'])
-    losses = [[r['loss'] for r in read_metrics(tmp_path / n)] for n in ('whole', 'parts')]
+    losses = [[r['loss'] for r in read_metrics(f)] for f in folders]
     assert losses[0] == losses[1]
 
 

@@ -1,14 +1,16 @@
 """Run every notebook of nbs/ once, two at a time, and say how long each took: `python tools/notebooks.py [PATH...]`.
 
 What has run is kept for the site, under a name made of its code and of the library's files behind it. A notebook whose
-code has not changed since is not run again, neither here nor by `make docs`; `--fresh` runs all."""
+code has not changed since is not run again, neither here nor by `make docs`; `--fresh` runs all. Their kernels are
+forks of a process that has loaded torch and the other libraries once (tools/warm.py)."""
 import argparse
+import contextlib
 import os
 import re
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +21,7 @@ os.environ.update(IN_TEST='1', OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE',
 
 from nbdev_execute import keep, kept_at, run  # noqa: E402
 from nbdev_myst import as_page  # noqa: E402
+from warm import Nursery  # noqa: E402
 
 # The long ones, so that none is left alone at the end.
 FIRST = 'train_', 'spiral', 'explore_', 'methods/', 'evaluation/'
@@ -33,17 +36,41 @@ def notebooks():
     return sorted(found, key=place)
 
 
-def run_one(path, fresh=False):
-    "Seconds, and the error or None; no seconds where nothing has changed since it last ran."
+def page_of(path):
+    "A notebook's name and its page, and the file where its outputs are kept."
     name = path.relative_to(ROOT).with_suffix('').as_posix()
     page, files = as_page(path)
-    kept = kept_at(name, page, files)
-    if kept.is_file() and not fresh: return None, None
+    return name, page, kept_at(name, page, files)
+
+
+def unchanged(path): return page_of(path)[2].is_file()
+
+
+def started(run, *what):
+    "Run; once again where the kernel did not start, since another process may have taken a port that was free."
+    try: run(*what)
+    except RuntimeError as e:
+        if 'before replying to kernel_info' not in str(e): raise
+        run(*what)
+
+
+def run_one(path):
+    "Seconds, and the error or None."
+    name, page, kept = page_of(path)
     start = time.monotonic()
-    try: run(page, path.parent)
+    try: started(run, page, path.parent)
     except Exception as e: return time.monotonic() - start, re.sub(r'\x1b\[[0-9;]*m', '', str(e))[-3000:]
     keep(kept, [c.outputs for c in page.cells if c.cell_type == 'code'], name)
     return time.monotonic() - start, None
+
+
+@contextlib.contextmanager
+def kernels(n):
+    "Kernels that begin with the libraries loaded, where there are enough notebooks to make up for loading them."
+    if n < 4: return (yield)
+    with tempfile.TemporaryDirectory() as folder, Nursery(folder) as nursery:
+        os.environ.update(nursery.environment)
+        yield
 
 
 def main():
@@ -51,16 +78,16 @@ def main():
     parser.add_argument('paths', nargs='*', type=Path, help='notebooks; none: all')
     parser.add_argument('--fresh', action='store_true', help='run also what has not changed')
     asked = parser.parse_args()
-    paths, start, failed, ran = [p.resolve() for p in asked.paths] or notebooks(), time.monotonic(), [], 0
-    with ProcessPoolExecutor(2) as pool:
-        for path, (seconds, error) in zip(paths, pool.map(partial(run_one, fresh=asked.fresh), paths)):
-            if seconds is None: continue
-            ran += 1
+    paths, start, failed = [p.resolve() for p in asked.paths] or notebooks(), time.monotonic(), []
+    with ProcessPoolExecutor(2) as pool: kept = list(pool.map(unchanged, paths, chunksize=8))
+    todo = [p for p, same in zip(paths, kept) if asked.fresh or not same]
+    with kernels(len(todo)), ProcessPoolExecutor(2) as pool:
+        for path, (seconds, error) in zip(todo, pool.map(run_one, todo)):
             print(f'{seconds:6.1f} s  {path.relative_to(ROOT)}{"  FAILED" if error else ""}', flush=True)
             if error: failed.append((path, error))
     for path, error in failed: print(f'\n--- {path.relative_to(ROOT)}\n{error}', file=sys.stderr)
     took = time.monotonic() - start
-    print(f'notebooks: {ran} run in {took:.0f} s, {len(paths) - ran} unchanged, {len(failed)} failed')
+    print(f'notebooks: {len(todo)} run in {took:.0f} s, {len(paths) - len(todo)} unchanged, {len(failed)} failed')
     sys.exit(bool(failed))
 
 

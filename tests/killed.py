@@ -1,0 +1,39 @@
+"Fits on the digits in processes of their own, killed after an epoch, for the tests of resume to the bit."
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.processes import python
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = '''
+import json, os, signal, sys, torch
+torch.set_num_threads(1)
+from nmc_workbench import methods
+from nmc_workbench.data import load
+from nmc_workbench.training.trainer import Trainer
+method, options, at = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+record = Trainer._record
+def die(self, row):
+    record(self, row)
+    if row['epoch'] == at: os.kill(os.getpid(), signal.SIGKILL)
+Trainer._record = die
+getattr(methods, method)(**options).fit(load('digits', limit=300))
+'''
+
+
+def fit(method, options, at=None):
+    "Fit to the end, or until the log has the row of epoch `at`."
+    command = python('-c', SCRIPT, method, json.dumps(options), str(-1 if at is None else at))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == (0 if at is None else -signal.SIGKILL), done.stderr[-2000:]
+
+
+def whole_and_parts(method, options, folder, at, more=lambda name: {}):
+    "The folders of two runs: one without interruption, and one killed in epoch `at` and resumed."
+    for name in ('whole', 'parts'):
+        given = {**options, 'run_dir': str(folder / name), **more(name)}
+        if name == 'parts': fit(method, given, at)
+        fit(method, given | dict(resume=name == 'parts'))
+    return folder / 'whole', folder / 'parts'
