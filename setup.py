@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 parser = ConfigParser(delimiters=['='])
 parser.read('settings.ini', encoding='utf-8')
 c = parser['DEFAULT']
-packages = {name: shlex.split(c[f'{name}_requirements']) for name in ('look', 'dev', 'docs', 'gpu', 'heic')}
+packages = {name: shlex.split(c[f'{name}_requirements']) for name in ('look', 'dev', 'docs', 'gpu', 'heic', 'layers')}
 packages['dev'] += packages['look'] + packages['docs']
 
 setup(

@@ -9,7 +9,7 @@ _NAMES = {
     'data': 'load as_images',
     'augment': 'preset',
     'nets': 'backbone',
-    'methods': 'NMCE NMC SeLa DeepCluster',
+    'methods': 'NMCE NMC SeLa DeepCluster AND',
     'methods.base': 'open_run',
     'runs.finished': 'read_run',
     'runs.index': 'list_runs',
@@ -18,8 +18,8 @@ _NAMES = {
     'diagnostics.diagnosis': 'diagnose',
     'explore.explorer': 'Explorer',
 }
-_ROOMS = '''augment cluster core data diagnostics evaluation explore lloyd losses methods metrics modes nets optim
-    persistence plotting projection reports runs subspaces training transport widgets'''.split()
+_ROOMS = '''anchors augment cluster core data diagnostics evaluation explore k_rules lloyd losses methods metrics
+    modes nets optim persistence plotting projection reports runs subspaces training transport widgets'''.split()
 _PLACE = {name: room for room, names in _NAMES.items() for name in names.split()}
 
 __all__ = [*_PLACE, *_ROOMS]      # noqa: PLE0604  (all of them are strings)

@@ -132,6 +132,34 @@ def losses(c):
     yield 'nt_xent', m.nt_xent, dict(z=T(UNIT), temperature=P(0.5), n_views=N(2, 1, 3), positives=S('all'))
     yield ('heads_cross_entropy', m.heads_cross_entropy, dict(logits=T(LOGITS[None]),
         labels=T(torch.from_numpy(LABELS)[None], torch.from_numpy(LABELS)[None, :-1])))
+    indices = T(torch.from_numpy(LABELS), torch.full((40,), 4), torch.full((40,), -1))
+    yield ('neighbourhood_nll', m.neighbourhood_nll, dict(logits=T(LOGITS), indices=indices,
+        neighbours=T(torch.from_numpy(LABELS)[:, None], torch.full((40, 1), 4), fine=('None',))))
+
+
+def anchors(c):
+    from nmc_workbench import anchors as m
+    from nmc_workbench.methods.anchor_neighbourhoods import memory, rates
+
+    rows = T(UNIT, UNIT * 0, UNIT / 0, UNIT[0])
+    yield 'anchor_count', m.anchor_count, dict(n=I(40), rate=U(0.25), round=I(1))
+    yield 'entropies', m.entropies, dict(memory=rows, temperature=P(0.1))
+    yield ('discover', m.discover, dict(memory=rows, n_anchors=I(10, 41), n_neighbours=N(2, 40), temperature=P(0.1)))
+    yield 'Anchors.none', m.Anchors.none, dict(n_samples=N(5))
+    found = m.discover(UNIT, 10, 2)
+    yield 'Anchors.of', found.of, dict(rows=T(torch.from_numpy(LABELS), fine=('empty',)))
+    yield 'Anchors.consistency', found.consistency, dict(labels=L(LABELS, fine=('short mask',)))
+    yield ('Memory', memory.Memory, dict(n_samples=N(40), dim=N(6), temperature=P(0.1), momentum=U(0.5)))
+    kept = memory.Memory(40, 6)
+    yield 'Memory.logits', kept.logits, dict(x=T(UNIT, UNIT[:, :5]))
+    yield ('Memory.update', kept.update, dict(x=T(UNIT, UNIT[:, :5]), indices=T(torch.arange(40),
+        torch.arange(1, 41), torch.arange(39))))
+    yield 'Memory.discover', kept.discover, dict(n_anchors=I(10, 41), n_neighbours=N(2, 40))
+    yield 'step_rate', rates.step_rate, dict(base=Q(0.1), offset=I(3), step=Z(2), decay=Q(0.1))
+    yield 'fixed_rate', rates.fixed_rate, dict(base=Q(0.1))
+    yield 'parse_schedule', rates.parse_schedule, dict(text=X('1:0.1', '1:-0.1', 'soon', ''))
+    yield 'read_schedule', rates.read_schedule, dict(path=W(NOTHING))
+    yield ('rate_policy', rates.rate_policy, dict(name=S('multistep'), base=Q(0.1), schedule=X('1:0.1', 'soon')))
 
 
 def optim(c):
@@ -287,7 +315,7 @@ def core(c):
     yield 'clear_leftovers', files.clear_leftovers, dict(folder=O(c.tmp))
 
 
-MODULES = [losses, optim, metrics, subspaces, persistence, transport, cluster, projection, core]
+MODULES = [losses, optim, metrics, subspaces, persistence, transport, anchors, cluster, projection, core]
 
 
 def data(c):

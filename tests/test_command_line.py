@@ -1,12 +1,13 @@
 "The train notebook as people run it: papermill from the root of the checkout."
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+
+from tests.processes import python
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = dict(limit=300, batch_size=100, cluster_epochs=2, finetune_epochs=2, n_init=2, device='cpu')
@@ -16,7 +17,7 @@ def papermill(tmp_path, timeout=300, cwd=ROOT, **parameters):
     "Exit code, standard error and the finished notebook."
     out = tmp_path / 'out.ipynb'
     words = [w for k, v in parameters.items() for w in ('-p', k, str(v))]
-    command = [sys.executable, '-m', 'papermill', str(ROOT / 'nbs/train_nmce.ipynb'), str(out), '--no-progress-bar']
+    command = python('-m', 'papermill', str(ROOT / 'nbs/train_nmce.ipynb'), str(out), '--no-progress-bar')
     run = subprocess.run([*command, *words], cwd=cwd, capture_output=True, text=True, timeout=timeout)
     return run.returncode, run.stderr, nbformat.read(out, as_version=4) if out.exists() else None
 

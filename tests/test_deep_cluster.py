@@ -1,9 +1,5 @@
 """DeepCluster: what a run leaves, how it goes on, what it starts from, and what it refuses."""
-import json
-import signal
-import subprocess
-import sys
-from pathlib import Path
+import itertools
 
 import numpy as np
 import pytest
@@ -12,7 +8,7 @@ import torch
 from nmc_workbench import lloyd
 from nmc_workbench.augment.presets import preset
 from nmc_workbench.cluster import kmeans
-from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.errors import InputError, TrainingError
 from nmc_workbench.data import as_images, load
 from nmc_workbench.methods import NMCE, DeepCluster, DeepClusterConfig, SeLa
 from nmc_workbench.methods.base import open_run
@@ -23,9 +19,10 @@ from nmc_workbench.runs.checkpoints import load_checkpoint
 from nmc_workbench.runs.finished import read_run
 from nmc_workbench.runs.label_history import read_label_history
 from nmc_workbench.runs.metrics_log import read_metrics
+from tests import killed
+from tests.bench.bench_deep_cluster import FAMILIES, NETWORKS, architecture
 from tests.ranks import member, together
 
-ROOT = Path(__file__).parents[1]
 QUICK = dict(dataset='digits', epochs=2, n_pseudo_labels=20, batch_size=100, device='cpu')
 ENGINES = [e for e in lloyd.ENGINES if lloyd.available(e)]
 
@@ -97,6 +94,7 @@ OPTIONS = [dict(head='new'), dict(head='keep'), dict(head='keep', head_in_main=T
            dict(loss='l1'), dict(loss='l2'), dict(loss='mse'), dict(schedule='constant'), dict(reset_every=1),
            dict(contrast='views', view_rotation=10, view_jitter=True, view_autocontrast=True, view_equalize=True),
            dict(contrast='views', view_resize=10, view_crop=8, view_flip=True, view_vertical_flip=True),
+           dict(contrast='views', view_flip=True, backbone='feedforward', augment='deepcluster(size=12, data="mnist")'),
            dict(sobel=True), dict(backbone='feedforward'), dict(n_pseudo_labels=None),
            dict(restart_head_optimizer=True),
            *[dict(engine=e) for e in ENGINES], dict(pca_engine='faiss'), dict(pca_engine='sklearn'), dict(verbose=True)]
@@ -179,20 +177,6 @@ def test_a_file_with_the_state_of_a_backbone(digits, tmp_path):
 # ---- killed and resumed, several ranks
 
 
-KILLED = '''
-import json, os, signal, sys, torch
-torch.set_num_threads(1)
-from nmc_workbench.data import load
-from nmc_workbench.methods import DeepCluster
-from nmc_workbench.training.trainer import Trainer
-options, at = json.loads(sys.argv[1]), int(sys.argv[2])
-record = Trainer._record
-def die(self, row):
-    record(self, row)
-    if row['epoch'] == at: os.kill(os.getpid(), signal.SIGKILL)
-Trainer._record = die
-DeepCluster(**options).fit(load('digits', limit=300))
-'''
 RESUMED = dict(
     torch=dict(engine='torch'), sklearn=dict(engine='sklearn'), matched=dict(head='match', restart_clustering=False),
     rarely=dict(cluster_every=3), reset=dict(reset_every=2, head='new', optimizer='adam'))
@@ -202,19 +186,13 @@ RESUMED = dict(
 @pytest.mark.parametrize('case', RESUMED)
 def test_killed_and_resumed_ends_with_the_same_bits(case, tmp_path):
     longer = {**QUICK, 'epochs': 6, 'checkpoint_every': 2, **RESUMED[case]}
-    def go(name, at=-1, **more):
-        given = json.dumps({**longer, 'run_dir': str(tmp_path / name), 'metrics_file': str(tmp_path / f'{name}.csv'),
-                            **more})
-        return subprocess.run([sys.executable, '-c', KILLED, given, str(at)], cwd=ROOT, capture_output=True, text=True)
-    assert go('whole').returncode == 0
-    assert go('parts', at=4).returncode == -signal.SIGKILL
-    again = go('parts', resume=True)
-    assert again.returncode == 0, again.stderr[-2000:]
-    whole, parts = (load_checkpoint(tmp_path / n / 'model.pt') for n in ('whole', 'parts'))
+    def csv(name): return dict(metrics_file=str(tmp_path / f'{name}.csv'))
+    folders = killed.whole_and_parts('DeepCluster', longer, tmp_path, 4, csv)
+    whole, parts = (load_checkpoint(f / 'model.pt') for f in folders)
     assert all(v.equal(parts['weights'][k]) for k, v in whole['weights'].items())
     assert whole['more']['pseudo_labels'].equal(parts['more']['pseudo_labels'])
     assert whole['more']['centres'].equal(parts['more']['centres'])
-    losses = [[r['loss'] for r in read_metrics(tmp_path / n)] for n in ('whole', 'parts')]
+    losses = [[r['loss'] for r in read_metrics(f)] for f in folders]
     assert losses[0] == losses[1]
     epochs = [[line.split(',')[0] for line in (tmp_path / f'{n}.csv').read_text().splitlines()[2:]]
               for n in ('whole', 'parts')]
@@ -251,21 +229,24 @@ def test_two_ranks_find_the_labels_of_one(tmp_path):
 # ---- every network
 
 
-FAMILIES = dict(grey28=(1, 28, 'mnist'), colour32=(3, 32, 'cifar10'), colour64=(3, 64, 'tiny_imagenet'))
-
-
 @pytest.mark.slow
+@pytest.mark.parametrize('backbone, family', zip(NETWORKS, itertools.cycle(FAMILIES)))
+def test_every_network_trains_and_goes_on(backbone, family):
+    found = architecture(backbone, family, 16, batch_size=8)
+    assert found['finite'] and found['resumed']
+
+
 @pytest.mark.parametrize('family', FAMILIES)
-@pytest.mark.parametrize('backbone', ['feedforward', 'resnet18', 'resnet50'])
-def test_networks_train_on_every_family(backbone, family, tmp_path):
-    channels, side, data = FAMILIES[family]
-    x = np.random.default_rng(0).integers(0, 256, (64, channels, side, side), dtype=np.uint8)
-    options = dict(recipe='seed', backbone=backbone, n_clusters=4, epochs=1, batch_size=32, device='cpu', lr=.005,
-                   augment=f"deepcluster(size=32, data='{data}')", pca_dim=16)
-    model = DeepCluster(**options, run_dir=tmp_path / 'run').fit(x)
-    assert model.labels_.shape == (64,) and np.isfinite(model.history_[0]['loss'])
-    again = DeepCluster(**options | dict(epochs=1), run_dir=tmp_path / 'run', resume=True).fit(x)
-    assert np.array_equal(again.labels_, model.labels_)
+def test_a_network_trains_on_every_family(family):
+    found = architecture('resnet18', family, 16, batch_size=8)
+    assert found['finite'] and found['resumed']
+
+
+def test_features_too_large_to_be_squared_say_so(digits):
+    stage = DeepCluster(**QUICK).prepare(digits).stages[0]
+    features = torch.full((300, 64), 1e30)
+    with pytest.raises(TrainingError, match='too large to be squared; choose a smaller lr'):
+        stage._clusters(features, None, 0)
 
 
 # ---- the variant's file
@@ -291,7 +272,7 @@ BAD = [
     (dict(n_pseudo_labels=301), 'n_pseudo_labels=301 > n_samples=300'),
     (dict(pca_dim=65), r'pca_dim=65 > 64; the network gives 64 features of 300 samples'),
     (dict(backbone='alexnet'), '223'),
-    (dict(backbone='vgg16'), '224'),
+    (dict(backbone='vgg16'), '8 x 8 pixels; vgg16 takes 32 per side or more'),
     (dict(backbone='resnet19'), 'resnet19'),
     (dict(engine='cuml'), 'engine'),
     (dict(head='fresh'), 'new'),

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'nmc_workbench'
 FLOORS = [
     {'core'},
     {'losses', 'optim', 'metrics', 'subspaces', 'persistence', 'transport', 'anchors', 'projection', 'lloyd', 'cluster',
-     'data', 'augment', 'nets'},
+     'k_rules', 'data', 'augment', 'nets'},
     {'modes', 'runs'},
     {'diagnostics', 'training'},
     {'methods'},

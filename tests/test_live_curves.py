@@ -1,7 +1,6 @@
 "Curves that follow a training: seldom enough, in one output, and never in its way."
 import os
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from nmc_workbench.plotting import live_curves
 from nmc_workbench.data import load
 from nmc_workbench.plotting.live_curves import LiveCurves, WAIT
 from nmc_workbench.methods import NMCE
+from tests.processes import python
 from tests.toys import PLOTLY
 
 nbformat = pytest.importorskip('nbformat')
@@ -230,7 +230,7 @@ def papermill(notebook, out, cwd, **parameters):
     pytest.importorskip('papermill')
     words = [w for k, v in parameters.items() for w in ('-p', k, str(v))]
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
-    run = subprocess.run([sys.executable, '-m', 'papermill', str(notebook), str(out), '--no-progress-bar', *words],
+    run = subprocess.run(python('-m', 'papermill', str(notebook), str(out), '--no-progress-bar', *words),
                          cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     return run.returncode, run.stderr, nbformat.read(out, as_version=4)
 

@@ -15,6 +15,8 @@ TABLE = dict(
     resnet18imgs=(2_794_976, 1, 256, 32),
     resnet18cifar=(11_168_832, 3, 512, 16),
     resnet34cifar=(21_276_992, 3, 512, 16),
+    resnet50cifar=(23_500_352, 3, 2048, 16),
+    resnet101cifar=(42_492_480, 3, 2048, 16),
     resnet18stl10=(11_171_904, 3, 512, 32),
     resnet34stl10=(21_280_064, 3, 512, 32))
 
@@ -33,10 +35,11 @@ def test_parameters_and_shapes(name):
     assert convolutions and all(m.bias is None for m in convolutions)
 
 
-def test_same_function_as_torchvision():
+@pytest.mark.parametrize('name', ['resnet18cifar', 'resnet50cifar'])
+def test_same_function_as_torchvision(name):
     "With the same weights, an own net equals torchvision's with its first layer replaced."
-    net, _ = backbone('resnet18cifar')
-    ref = torchvision.models.resnet18(weights=None)
+    net, _ = backbone(name)
+    ref = torchvision.models.get_model(name.removesuffix('cifar'), weights=None)
     ref.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     ref.maxpool, ref.fc = torch.nn.Identity(), torch.nn.Identity()
     ref.load_state_dict(net.state_dict())
@@ -44,7 +47,8 @@ def test_same_function_as_torchvision():
     for mode in (True, False): torch.testing.assert_close(net.train(mode)(x), ref.train(mode)(x))
 
 
-@pytest.mark.parametrize('name, fan_out', [('resnet18cifar', True), ('resnet18stl10', False)])
+@pytest.mark.parametrize('name, fan_out', [('resnet18cifar', True), ('resnet18cifar(fan_out=False)', False),
+                                           ('resnet18stl10', False)])
 def test_initial_weights(name, fan_out):
     net, _ = initialised(lambda: backbone(name), seed=0)
     for conv in (net.layer1[0].conv1, net.layer3[0].conv1, net.layer3[0].downsample[0], net.layer4[1].conv2):

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
 from argument_comments import comments  # noqa: E402
 import parameters  # noqa: E402
+from tests.processes import python  # noqa: E402
 
 def hidden(path): return any(part.startswith(('.', '_')) for part in path.relative_to(ROOT).parts)
 
@@ -98,7 +99,7 @@ def test_parameters_cell_is_grouped(path):
 @pytest.mark.parametrize('path', TRAIN, ids=name)
 def test_papermill_reads_every_parameter(path):
     "With its comment, whatever stands between the lines."
-    command = [sys.executable, '-m', 'papermill', '--help-notebook', str(path)]
+    command = python('-m', 'papermill', '--help-notebook', str(path))
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     out, said = ' '.join(done.stdout.split()), comments(config_of(path))
     for f in fields(config_of(path)): assert f' {f.name}: ' in done.stdout and said[f.name] in out

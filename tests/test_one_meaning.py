@@ -64,7 +64,7 @@ def test_rank_and_directions_have_two_names():
 
 # k-means
 
-@pytest.mark.parametrize('kind', ['nmce', 'nmc', 'sela', 'deep_cluster'])
+@pytest.mark.parametrize('kind', ['nmce', 'nmc', 'sela', 'deep_cluster', 'anchors'])
 def test_k_means_says_the_same_in_training_and_in_evaluate(tiny_run, kind):
     from nmc_workbench.evaluation.features import in_run_order
     from nmc_workbench.evaluation.protocols import evaluate

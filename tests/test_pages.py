@@ -22,6 +22,7 @@ import yaml
 
 from nmc_workbench.data import catalog as data
 from nmc_workbench import methods
+from tests.processes import python
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -39,7 +40,8 @@ def config(method): return next(v for k, v in vars(methods).items() if k.lower()
 def recipes(method): return importlib.import_module(f'nmc_workbench.methods.{folder(method)}.config').RECIPES
 def folder(method):
     "The folder of a method whose notebook is train_<method>.ipynb."
-    return next(p.parent.name for p in PACKAGE.glob('methods/*/config.py') if p.parent.name.replace('_', '') == method)
+    kind = config(method).__module__
+    return kind.split('.')[-2]
 
 
 def parameters(notebook):
@@ -85,8 +87,8 @@ def check_papermill(words):
     assert words[2].endswith('.ipynb') and set(given) <= parameters(words[1]), words
     if 'train_' not in words[1]: return
     method = Path(words[1]).stem.removeprefix('train_')
-    config(method)(**{k: v for k, v in given.items() if v != '$seed'}).checked()
-    assert given['dataset'] in data.names()
+    filled = config(method)(**{k: v for k, v in given.items() if v != '$seed'}).checked()
+    assert filled.dataset in data.names()
     assert given.get('recipe') in {None, *recipes(method)}
 
 
@@ -105,11 +107,11 @@ def test_papermill_commands_run(path, line, tmp_path, monkeypatch):
     if 'data_dir' in line: execute(blocks(path, 'python')[0], tmp_path, monkeypatch)
     tmp_path.joinpath('runs').mkdir(exist_ok=True)
     words = shlex.split(line)
-    words[:2] = str(Path(sys.executable).with_name('papermill')), str(ROOT / words[1])
+    words[:2] = *python('-m', 'papermill'), str(ROOT / words[1])
     done = subprocess.run([*words, '--no-progress-bar'], cwd=tmp_path, capture_output=True, text=True,
                           env={**os.environ, 'IN_TEST': '1'})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / words[2]).is_file()
+    assert (tmp_path / shlex.split(line)[2]).is_file()
 
 
 @pytest.mark.slow
@@ -157,13 +159,14 @@ def test_the_lists_are_whole():
     counted = {s: len(v) for record in FLAGS for s, v in json.loads(record.read_text())['scripts'].items()}
     assert counted == {'train_selfsup.py': 24, 'train_clustering.py': 24, 'evaluate.py': 32, 'convert_imgs.py': 2,
                        'options': 21, 'main.py': 23, 'cifar.py': 16, 'eval_linear_probes.py': 14, 'eval_resnet.py': 14,
-                       'retrain_with_rotnet.py': 19, 'main.py of DeepCluster': 51}
+                       'retrain_with_rotnet.py': 19, 'main.py of DeepCluster': 51,
+                       'main.py of AND': 54}
 
 
 PACKAGE = ROOT / 'nmc_workbench'
 ROOMS = {p.name for p in PACKAGE.iterdir() if (p / '__init__.py').is_file()}
 MATHEMATICS = {p.stem for p in PACKAGE.glob('[a-z]*.py')}
-SUFFIXES = 'py ipynb json npy csv pt sh jsonl bin svg png'.split()
+SUFFIXES = 'py ipynb json yaml ckpt npy csv pt sh jsonl bin svg png'.split()
 
 
 def resolved(words):

@@ -2,7 +2,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from nmc_workbench.plotting.merge_tree import (
     component_colours, component_sheet, component_text, merging_picture, steps_picture)
 from nmc_workbench.runs.index import newest_run
 
+from .processes import python
 from .toys import png
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -368,8 +368,7 @@ def test_names_are_no_markup():
 @pytest.mark.slow
 def test_papermill_opens_a_run(runs, tmp_path):
     out = tmp_path / 'out.ipynb'
-    papermill = [sys.executable, '-m', 'papermill', str(ROOT / 'nbs/explore_persistence.ipynb'), str(out),
-                 '--no-progress-bar']
+    papermill = python('-m', 'papermill', str(ROOT / 'nbs/explore_persistence.ipynb'), str(out), '--no-progress-bar')
     given = dict(run_dir=runs[0] / 'digits', n_clusters=3, k=4, map_method='pca')
     words = [w for name, value in given.items() for w in ('-p', name, str(value))]
     subprocess.run([*papermill, *words], check=True, capture_output=True, timeout=300)

@@ -18,7 +18,8 @@ from nmc_workbench.evaluation.agreement import compare
 from nmc_workbench.evaluation.features import train_and_test
 from nmc_workbench.evaluation.protocols import PROTOCOLS, EvaluateConfig, evaluate
 from nmc_workbench.evaluation.probes import ProbeConfig
-from nmc_workbench.methods import NMC, NMCE, DeepCluster, DeepClusterConfig, NMCEConfig, NMCConfig, SeLa, SeLaConfig
+from nmc_workbench.methods import AND, NMC, NMCE, DeepCluster, SeLa
+from nmc_workbench.methods import ANDConfig, DeepClusterConfig, NMCEConfig, NMCConfig, SeLaConfig
 from nmc_workbench.methods.base import open_run
 from nmc_workbench.methods.config import load_images
 from nmc_workbench.metrics import accuracy
@@ -179,7 +180,8 @@ def test_nmc_takes_the_strong_views_in_the_same_unit():
 TRAINED = dict(
     NMCE=(NMCE, dict(n_clusters=3, epochs=60, cluster_epochs=30, finetune_epochs=5)),
     SeLa=(SeLa, dict(n_clusters=3, epochs=60)),
-    DeepCluster=(DeepCluster, dict(n_clusters=3, epochs=30)))
+    DeepCluster=(DeepCluster, dict(n_clusters=3, epochs=30)),
+    AND=(AND, dict(n_clusters=3, rounds=2, epochs=30)))
 
 
 @pytest.mark.parametrize('method', TRAINED)
@@ -260,7 +262,7 @@ def test_sela_takes_any_number_of_samples(n, augment, tmp_path):
 
 
 @pytest.mark.parametrize('size', [2, 3, 20, 40])
-@pytest.mark.parametrize('kind', [NMCE, NMC, SeLa, DeepCluster], ids=lambda k: k.__name__)
+@pytest.mark.parametrize('kind', [NMCE, NMC, SeLa, DeepCluster, AND], ids=lambda k: k.__name__)
 def test_every_method_takes_every_batch_size(kind, size):
     x, y = groups(7)                                # 21 points: a last batch of one for 2 and for 20
     small = dict(epochs=1, device='cpu', batch_size=min(size, 21)) | (dict(n_clusters=3) if kind is not NMC else {})
@@ -302,7 +304,7 @@ def test_features_on_a_sphere_keep_their_origin():
 
 
 CONFIGS = dict(train_nmc=NMCConfig, train_nmce=NMCEConfig, train_sela=SeLaConfig, evaluate=EvaluateConfig,
-               train_deepcluster=DeepClusterConfig, probe_layers=ProbeConfig)
+               train_deepcluster=DeepClusterConfig, train_and=ANDConfig, probe_layers=ProbeConfig)
 OWN = dict(baseline=dict(acc=.5), scored=True, folder='runs/x', curves=[('loss', ['loss'])], rows=[], n=3)
 
 

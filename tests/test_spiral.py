@@ -1,7 +1,6 @@
 "The double spiral's notebook and pictures, small; what training reaches is measured by tests/bench/bench_spiral.py."
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from nmc_workbench.methods import NMCE
 from nmc_workbench.methods.nmce.config import RECIPES
 from nmc_workbench.explore.spiral_lab import ToyLab, outputs, toy_picture
 
+from .processes import python
 from .toys import png
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,7 +87,7 @@ def test_papermill_runs_and_resumes(tmp_path):
     words = [str(ROOT / 'nbs/spiral_toy.ipynb'), str(tmp_path / 'out.ipynb'), '--no-progress-bar']
     given = dict(epochs=4, batch_size=64, show_every=2, device='cpu', run_dir=tmp_path / 'run')
     words += [w for k, v in given.items() for w in ('-p', k, str(v))]
-    papermill = [sys.executable, '-m', 'papermill', *words]
+    papermill = python('-m', 'papermill', *words)
     subprocess.run(papermill, check=True, capture_output=True, timeout=300)
     before = (tmp_path / 'run/model.pt').read_bytes()
     written = {p.name for p in (tmp_path / 'run/figures').iterdir()}

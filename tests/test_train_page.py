@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,11 @@ from nmc_workbench.reports.html import html_copy
 from nmc_workbench.reports.summary import RunBox, run_html, time_table
 from nmc_workbench.runs.label_history import LabelHistory, read_label_history
 from nmc_workbench.training.timing import PARTS
+from tests.processes import python
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN = ['train_nmce', 'train_nmc', 'train_sela']
-METHODS = ['nmce', 'nmc', 'sela']
+TRAIN = ['train_nmce', 'train_nmc', 'train_sela', 'train_deepcluster', 'train_and']
+METHODS = ['nmce', 'nmc', 'sela', 'deep_cluster', 'anchors']
 
 
 def cells(name): return json.loads((ROOT / f'nbs/{name}.ipynb').read_text(encoding='utf-8'))['cells']
@@ -49,7 +49,9 @@ def test_the_box_comes_first_and_the_last_cell_fills_it(name):
 @pytest.mark.parametrize('name, records', [
     ('nmce', ['nmce_digits', 'nmce_coil20', 'nmce_mnist', 'nmce_cifar10_cpu']),
     ('nmc', ['nmc_digits', 'nmc_study', 'nmc_study_mnist', 'nmc_study_coil20']),
-    ('sela', ['sela_digits', 'sela_mnist', 'sela_cifar10_cpu'])])
+    ('sela', ['sela_digits', 'sela_mnist', 'sela_cifar10_cpu']),
+    ('deepcluster', ['deepcluster_digits', 'deepcluster_study', 'deepcluster_strategies']),
+    ('and', ['and_digits', 'and_mnist', 'and_cifar10'])])
 def test_tables_of_other_runs_stand_on_the_page_of_the_method(name, records):
     text = '\n'.join(map(source, cells(f'train_{name}')))
     assert '<!-- bench:' not in text and 'mean ± std' not in text
@@ -139,8 +141,8 @@ def test_the_box_is_filled_where_it_stands_also_when_all_cells_run_again(times, 
 def test_a_finished_train_notebook_has_its_box_filled(name, tmp_path):
     "As papermill saves it, and in its HTML copy, where parameters and code for tests are folded away."
     nbformat = pytest.importorskip('nbformat')
-    command = [sys.executable, '-m', 'papermill', str(ROOT / f'nbs/{name}.ipynb'), str(tmp_path / 'out.ipynb'),
-               '--no-progress-bar', '-p', 'seed', '0']
+    command = python('-m', 'papermill', str(ROOT / f'nbs/{name}.ipynb'), str(tmp_path / 'out.ipynb'),
+                     '--no-progress-bar', '-p', 'seed', '0')
     env = {**os.environ, 'IN_TEST': '1', 'OMP_NUM_THREADS': '1'}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -317,7 +319,8 @@ def test_evidence_of_a_run(labelled, tmp_path):
     assert 0 < found.as_pixels <= 1
 
 
-@pytest.mark.parametrize('method, moved', [('nmce', True), ('nmc', False), ('sela', True)])
+@pytest.mark.parametrize('method, moved', [('nmce', True), ('nmc', False), ('sela', True), ('deep_cluster', True),
+                                           ('anchors', True)])
 def test_moves_come_from_the_label_history(method, moved, tiny_run, tmp_path):
     folder = tmp_path / 'run'
     shutil.copytree(tiny_run(method), folder)

@@ -1,7 +1,6 @@
 "The transport lab without a browser: what the slider does, and what a page is sent."
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from nmc_workbench.transport import sinkhorn
 from nmc_workbench.explore.transport_lab import LARGEST, POWERS, TransportLab, plan_summary, powers_picture, solved
 from nmc_workbench.plotting.transport import mattering, plan_matrix
 
+from .processes import python
 from .toys import HOSTILE, png
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,7 +160,7 @@ def test_a_run_of_self_labelling(tiny_run):
 @pytest.mark.slow
 def test_papermill_opens_a_run(run, tmp_path):
     out = tmp_path / 'out.ipynb'
-    papermill = [sys.executable, '-m', 'papermill', str(ROOT / 'nbs/explore_transport.ipynb'), str(out)]
+    papermill = python('-m', 'papermill', str(ROOT / 'nbs/explore_transport.ipynb'), str(out))
     given = ['-p', 'run_dir', str(run), '-p', 'n', '20', '-p', 'power', '4']
     subprocess.run([*papermill, '--no-progress-bar', *given], check=True, capture_output=True, timeout=300)
     cells = json.loads(out.read_text())['cells']

@@ -16,7 +16,7 @@ import torch
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.core.files import clear_leftovers, is_leftover, write_array, write_file, write_json
 from nmc_workbench.data import load
-from nmc_workbench.methods import NMC, NMCE, SeLa
+from nmc_workbench.methods import NMC, NMCE, DeepCluster, SeLa
 from nmc_workbench.runs.folder import Run
 from nmc_workbench.runs.index import list_runs
 from nmc_workbench.runs.metrics_log import MetricsLog, read_metrics
@@ -33,8 +33,10 @@ MAKE = dict(
                                                    hidden_dim=16) | FEW | more),
     NMC=lambda **more: NMC(epochs=5, potential_hidden=16, **FEW | more),
     SeLa=lambda **more: SeLa(backbone='smallconv', n_clusters=6, n_heads=1, power=12, epochs=5, n_label_updates=2,
-                             **FEW | more))
-STAGE_OF_A_KILL = dict(NMCE=8, NMC=4, SeLa=4)       # rows of the log; NMCE is in its second stage
+                             **FEW | more),
+    DeepCluster=lambda **more: DeepCluster(backbone='smallconv', n_clusters=6, n_pseudo_labels=12, epochs=5,
+                                           **FEW | more))
+STAGE_OF_A_KILL = dict(NMCE=8, NMC=4, SeLa=4, DeepCluster=4)       # rows of the log; NMCE is in its second stage
 
 
 class Killed(Exception): pass

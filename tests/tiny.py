@@ -37,7 +37,14 @@ def deep_cluster(folder):
                 run_dir=str(folder)).fit(load('digits', limit=120))
 
 
-MAKE = dict(nmce=nmce, nmc=nmc, sela=sela, deep_cluster=deep_cluster)
+def anchors(folder):
+    "Two rounds; the clusters are found."
+    from nmc_workbench.data import load
+    from nmc_workbench.methods import AND
+    AND(**DIGITS, backbone='smallconv', rounds=2, epochs=1, run_dir=str(folder)).fit(load('digits', limit=120))
+
+
+MAKE = dict(nmce=nmce, nmc=nmc, sela=sela, deep_cluster=deep_cluster, anchors=anchors)
 
 
 def made_once(name, root, seconds=300):

@@ -18,12 +18,12 @@ FIRST_LINE = '# None stands for the recipe\'s value; where the recipe for {datas
 
 def config_of(path):
     "The config class and the recipes of a train notebook, by the notebook's name."
-    name = path.stem.removeprefix('train_')
-    folders = (p.parent.name for p in (ROOT / 'nmc_workbench/methods').glob('*/config.py'))
-    folder = next(f for f in folders if f.replace('_', '') == name)
-    module = import_module(f'nmc_workbench.methods.{folder}.config')
-    kind = next(v for k, v in vars(module).items() if k.lower() == f'{name}config')
-    return kind, module.RECIPES
+    wanted = path.stem.removeprefix('train_') + 'config'
+    for place in (ROOT / 'nmc_workbench/methods').glob('*/config.py'):
+        module = import_module(f'nmc_workbench.methods.{place.parent.name}.config')
+        kind = next((v for k, v in vars(module).items() if k.lower() == wanted), None)
+        if kind: return kind, module.RECIPES
+    raise SystemExit(f'{path}: no method has a {wanted}')
 
 
 def headings(config):

@@ -141,6 +141,24 @@ def deepcluster(record):
                               'NMI of the last clusters in training': 'pseudo_nmi'})
 
 
+def rounds(record):
+    "The seeds of AND: features round by round, and the clusters that were read from them."
+    runs, several, pixels = record['rows'], len(record['rows']) > 1, record['kmeans_pixels']
+    def line(name, of, form='{:.3f}', beside=''):
+        values = [of(r) for r in runs]
+        mean_of = bold(spread([dict(x=v) for v in values], 'x', form))
+        return [name, *map(form.format, values), *[mean_of] * several, beside]
+    rows = [line(f'nearest neighbours in the memory, round {i}', lambda r: r['neighbours'][i])
+            for i in range(len(runs[0]['neighbours']))]
+    rows += [line('nearest neighbours, unchanged images', lambda r: r['knn']),
+             line('neighbours of anchors of one class, last round', lambda r: r['consistency'][-1]),
+             ['clusters found', *(str(r['n_clusters']) for r in runs), *[''] * several, 'given: 10'],
+             *(line(k.upper(), lambda r: r[k], beside=f'{pixels[k]:.3f}') for k in ('acc', 'nmi', 'ari')),
+             line('seconds, whole notebook', lambda r: r['seconds'], '{:.0f}')]
+    seeds = [f'seed {r["seed"]}' for r in runs]
+    return page(table([record['title'], *seeds, *['mean ± std'] * several, 'k-means on pixels'], rows), made(record))
+
+
 def deepcluster_variant(record):
     "What the variant's own files say of its runs."
     rows = [[r['network'], r['kmeans'], str(r['runs']), f'{r["first"]:.3f}', f'{r["best"]:.3f}',
@@ -163,16 +181,86 @@ def deepcluster_study(record):
     return page(table(head, rows), made(record))
 
 
+# of a network: what the tables call it, and its name among the variant's
+_CALLED = dict(feedforward=('a feed-forward network', 'feed-forward'), resnet18=('ResNet-18', 'ResNet-18'))
+_CONTRASTS = dict(none='cross-entropy alone', labels='and the contrast of pseudo-labels',
+                  views='and the contrast of two views')
+
+
+def deepcluster_strategies(record):
+    "Each second loss here, then in the variant, each as first, best and last epoch, and k-means on pixels."
+    name, there = next(v for k, v in _CALLED.items() if record['backbone'].startswith(k))
+    runs = 'one seed' if record['seeds'] == 1 else f'mean of {record["seeds"]} seeds'
+    head = [f'MNIST, {record["n"]:,} images, {name}, {record["epochs"]} epochs, {runs}', 'ACC: untrained', 'best',
+            'last', 'NMI: untrained', 'best', 'last', 's per epoch']
+    rows = [[_CONTRASTS[k], *course(r['acc_wanted'], r['acc'], r['acc_std']),
+             *course(r['nmi_wanted'], r['nmi'], r['nmi_std']), f'{r["epoch_seconds"]:.0f}']
+            for k, r in record['rows'].items()]
+    published = json.loads((ROOT / 'docs/records/deepcluster_curves.json').read_text(encoding='utf-8'))
+    rows += [[f'the variant, {_CONTRASTS[r["contrast"]]}, k-means by {r["kmeans"]}', *three(r.get('acc')),
+              *three(r['nmi']), ''] for r in published['rows'] if r['network'] == there]
+    pixels = record['kmeans_pixels']
+    rows.append(['k-means on pixels', '', '', f'{pixels["acc"]:.3f}', '', '', f'{pixels["nmi"]:.3f}', ''])
+    return page(table(head, rows), made(record))
+
+
+def course(curve, last, std):
+    "The first and the best value of a curve, and the last one of the fit with its deviation over the seeds."
+    return f'{curve[0]:.3f}', f'{max(*curve, last):.3f}', f'**{last:.3f}** ± {std:.3f}' if std else f'**{last:.3f}**'
+
+
+def three(curve):
+    "First, best and last value of a published curve, or nothing."
+    return ['', '', ''] if curve is None else [f'{curve[k]:.2f}' for k in ('first', 'best', 'last')]
+
+
+def deepcluster_architectures(record):
+    "Seconds and loss of the two epochs of every network and family of images."
+    families = list(dict.fromkeys(r['family'] for r in record['rows']))
+    networks = list(dict.fromkeys(r['backbone'] for r in record['rows']))
+    found = {(r['backbone'], r['family']): r for r in record['rows']}
+    def cell(r):
+        (a, b), (c, d) = r['seconds'], r['losses']
+        return f'{a:.1f} s, {b:.1f} s; {c:.2f}, {d:.2f}'
+    rows = [[f'`{n}`', *(cell(found[n, f]) for f in families)] for n in networks]
+    grown = [n for n in networks if any(str(found[n, f]['size']) not in f for f in families)]
+    said = (f'Seconds of each epoch; its loss. Between the two the run was resumed. '
+            f'Enlarged for {" and ".join(f"`{n}`" for n in grown)}, which take images of at least '
+            f'{" and ".join(str(min(found[n, f]["size"] for f in families)) for n in grown)} pixels per side.')
+    head = [f'{record["n"]} images, two epochs', *families]
+    return page(table(head, rows), wrapped(said), made(record))
+
+
+def deepcluster_epoch(record):
+    "What an epoch spends its time on."
+    head = [f'{record["n"]:,} images, mean of {record["epochs"]} epochs', 's per epoch', 'features', 'PCA', 'k-means',
+            'PCA and k-means']
+    rows = [[f'{name}, {r["components"]} components', *(f'{r[k]:.1f}' for k in ('seconds', 'features_time', 'pca_time',
+             'cluster_time')), f'**{r["share"]:.1%}**'] for name, r in record['rows'].items()]
+    return page(table(head, rows), made(record))
+
+
+def deepcluster_start(record):
+    "Features of the run that is started from, and after DeepCluster."
+    head = [f'CIFAR-10, {record["n"]:,} images', 'nearest neighbours', 'ACC', 'NMI', 'seconds']
+    b, a = record['before'], record['after']
+    rows = [[f'the start: {record["start"]}', *(f'{b[k]:.3f}' for k in ('knn', 'acc', 'nmi')),
+             f'{record["seconds_start"]:.0f}'],
+            [f'after {record["epochs"]} epochs of DeepCluster', *(f'**{a[k]:.3f}**' for k in ('knn', 'acc', 'nmi')),
+             f'{record["seconds"]:.0f}']]
+    return page(table(head, rows), wrapped(f'ACC and NMI of ten clusters by k-means. {record["tried"]}'), made(record))
+
+
 def kmeans(record):
     "Engines of k-means, and PCA, each against the libraries in the same run."
-    parts = []
+    parts, pca, contrast = [], record['pca'], record['contrast']
     for k, engines in record['kmeans'].items():
         own = engines['default']['seconds']
-        rows = [[name, f'{e["seconds"]:.2f}', f'{e["seconds"] / own:.2f}', f'{e["objective"]:.4f}']
+        rows = [[name, f'{e["seconds"]:.2f}', f'{e["seconds"] / own:.2f}', f'{e["objective"]:.4f}', f'{e["mb"]:,}']
                 for name, e in engines.items()]
-        head = [f'50,000 x 256, K = {int(k):,}', 's', 'times the default', 'objective over the default']
+        head = [f'{pca["shape"][0]:,} x 256, K = {int(k):,}', 's', 'times the default', 'objective over the default',
+                'MB beside the samples']
         parts.append(table(head, rows))
-    pca, contrast = record['pca'], record['contrast']
     said = (f'PCA of {pca["shape"][0]:,} x {pca["shape"][1]:,} to {pca["components"]}: {pca["seconds"]:.1f} s, faiss '
             f'{pca["faiss"]:.1f} s. NT-Xent at batch {contrast["batch"]}, forward and backward: '
             f'{1e3 * contrast["ours"]:.1f} ms, a masked matrix {1e3 * contrast["plain"]:.1f} ms.')
@@ -278,6 +366,34 @@ def solved(n, r, name, key):
             r[f'{key}_labels_that_differ'], f'{r[f"{key}_memory"]:.2f}']
 
 
+def discover(record):
+    "Anchors and neighbours against the original's way and the product alone, then their growth, then ImageNet."
+    head = [f'd = {record["d"]}, processor s', 'here', 'original', 'times faster', 'product alone', 'times that',
+            'other anchors', 'neighbours']
+    rows = [[f'N = {r["n"]:,}, {r["n_anchors"]:,} anchors, k = {r["k"]}', f'{r["ours_cpu_s"]:.2f}',
+             f'{r["original_cpu_s"]:.1f}', f'{r["times_faster_cpu_s"]:.1f}', f'{r["floor_cpu_s"]:.2f}',
+             f'{r["times_floor_cpu_s"]:.2f}', r['other_anchors'], r['other_neighbours']] for r in record['rows']]
+    sizes = [[f'{r["n"]:,}', f'{r["cpu_s"]:.1f}', f'{r["ns"]:.2f}', f'{r["memory_mb"]:.0f}', f'{r["rows_mb"]:.0f}']
+             for r in record['growth']]
+    head_of_sizes = ['N, all of them anchors', 'processor s', 'ns per pair', 'memory, MB', 'the rows themselves, MB']
+    least, worst = record['rows'][0], max(r['entropy_gap_to_double'] for r in record['rows'])
+    said = (f'On the clock, with {threads(record["threads"])}, the first row is {least["ours_s"]:.2f}, '
+            f'{least["original_s"]:.1f} and {least["floor_s"]:.2f}. '
+            f'Entropies differ from those in double precision by at most {worst:.0e}.')
+    return page(table(head, rows), wrapped(said), table(head_of_sizes, sizes), wrapped(for_imagenet(record)),
+                made(record))
+
+
+def for_imagenet(record):
+    "What ImageNet would take, and where that comes from."
+    i, sheet = record['imagenet'], record['sheet']
+    tflops, tbytes = (f'{sheet[k] / 1e12:.3g}' for k in ('flops_per_s', 'bytes_per_s'))
+    return (f'For the {i["n"]:,} images of ImageNet, this machine would take {i["here_s"] / 3600:.1f} processor '
+            f'hours, by the square of N from N = {i["from_n"]:,}. A GPU that did {tflops} TFLOP/s in float32 and '
+            f'{tbytes} TB/s, the peaks of an H200 by its data sheet, would take {i["gpus_1_s"]:.0f} s, and eight '
+            f'{i["gpus_8_s"]:.1f} s: a bound from counted operations, not a measurement.')
+
+
 def explorer(record):
     "What a person waits for."
     rows = [('first picture after a run is chosen, s', 'first_picture_s', 5),
@@ -286,6 +402,31 @@ def explorer(record):
             ('memory of the kernel, MB', 'kernel_mb', 1500)]
     head = [f'{record["n"]:,} images of 28 x 28 in a browser', 'measured', 'wanted at most']
     return page(table(head, [[name, record[key], most] for name, key, most in rows]), made(record))
+
+
+def k_rules(record):
+    "K of every rule on every set, its agreement with the classes, and its seconds."
+    sets = record['rows']
+    rules = list(next(iter(sets.values()))['rules'])
+    def lines(of): return [[f'`{r}`', *(of(s['rules'][r]) for s in sets.values())] for r in rules]
+    def seconds(r): return f'{r["cpu_seconds"]:.0f}' if r else ''
+    true = ['classes', *(s['n_classes'] for s in sets.values())]
+    found = table(['K, and its range over settings', *sets], [true, *lines(k_found)])
+    agreement = table(['NMI, ACC, share that has a cluster', *sets], lines(agreed))
+    return page(found, agreement, table(['processor seconds', *sets], lines(seconds)), made(record))
+
+
+def k_found(r):
+    "K, and its range where the rule tells one."
+    if not r: return 'not installed'
+    low, high = r['k_range'] or (r['n_clusters'],) * 2
+    return f'{r["n_clusters"]}' + (f' ({low}-{high})' if low < high else '')
+
+
+def agreed(r):
+    "Scores of a rule on a set; noise counts as wrong in ACC, and as a group of its own in NMI."
+    if not r: return ''
+    return f'{r["nmi"]:.2f}, {r["acc"]:.2f}' + (f', {r["covered"]:.0%}' if r['covered'] < .995 else '')
 
 
 # --- options of the originals --------------------------------------------------------------------------
@@ -308,13 +449,17 @@ def here(ours):
 
 # Name of the record: how its table is made. All others are seeds of a train notebook.
 TABLES = dict(
-    flags_nmce=flags, flags_nmc=flags, flags_sela=flags, flags_deepcluster=flags,
-    speed=speed, coil_step=coil_step, explorer=explorer, sinkhorn=sinkhorn, nmc_kernels=nmc_kernels,
+    flags_nmce=flags, flags_nmc=flags, flags_sela=flags, flags_deepcluster=flags, flags_and=flags,
+    and_digits=rounds, and_mnist=rounds, and_cifar10=rounds,
+    k_rules=k_rules, speed=speed, coil_step=coil_step, explorer=explorer, sinkhorn=sinkhorn, discover=discover,
+    nmc_kernels=nmc_kernels,
     nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures,
     nmc_study=nmc_study, nmc_study_mnist=nmc_study, nmc_study_coil20=nmc_study,
     sela_digits=sela, sela_mnist=sela, sela_cifar10_cpu=sela,
     deepcluster_digits=deepcluster, deepcluster_mnist=deepcluster, deepcluster_study=deepcluster_study,
-    deepcluster_strategies=deepcluster_study, deepcluster_variant=deepcluster_variant, kmeans=kmeans)
+    deepcluster_strategies=deepcluster_strategies, deepcluster_strategies_resnet18=deepcluster_strategies,
+    deepcluster_architectures=deepcluster_architectures, deepcluster_epoch=deepcluster_epoch,
+    deepcluster_cifar10=deepcluster_start, deepcluster_variant=deepcluster_variant, kmeans=kmeans)
 
 
 def fill(match):

@@ -15,7 +15,8 @@ STYLE = """.room,.title{font-size:14.5px;font-weight:bold}.module,.notebook{font
 
 # From the top to the bottom: (room, share of the width, colour, what it is for, modules worth knowing, answers).
 # The numbers in the answers are those of the questions in architecture.md.
-MATHEMATICS = 'losses · optim · metrics · subspaces · persistence · transport · lloyd · cluster · projection'
+MATHEMATICS = ('losses · optim · metrics · subspaces · persistence · transport · cluster · k_rules · projection · '
+               'anchors')
 ROWS = [
     [('explore', .8, PURPLE, 'screens that know runs',
       'explorer · curation · persistence_lab · transport_lab · label_history_lab · compare_lab', ''),
@@ -25,11 +26,12 @@ ROWS = [
       'figure · colours · galleries · curves · confusion · embedding · geometry · merge_tree · live_curves', '')],
     [('evaluation', 1, GREEN, 'against labels',
       'features · protocols · probes · rotation · retrain · baselines · agreement', '')],
-    [('methods.nmce', .2, ORANGE, '', 'config · stages · estimator', '2, 3'),
-     ('methods.nmc', .2, ORANGE, '', 'config · stages · estimator', '2, 3'),
-     ('methods.sela', .2, ORANGE, '', 'config · stages · estimator', '2, 3'),
-     ('methods.deep_cluster', .2, ORANGE, '', 'config · stages · estimator', '2, 3'),
-     ('', .2, ORANGE, 'your method', '', '2, 3')],
+    [('methods.nmce', .33, ORANGE, '', 'config · stages · estimator', '2, 3'),
+     ('methods.nmc', .33, ORANGE, '', 'config · stages · estimator', '2, 3'),
+     ('methods.sela', .34, ORANGE, '', 'config · stages · estimator', '2, 3')],
+    [('methods.deep_cluster', .33, ORANGE, '', 'config · stages · estimator', '2, 3'),
+     ('methods.anchor_neighbourhoods', .43, ORANGE, '', 'config · memory · rates · stages · estimator', '2, 3'),
+     ('', .24, ORANGE, 'your method', '', '2, 3')],
     [('methods', 1, ORANGE, 'what every method shares', 'base · config', '')],
     [('training', .62, PINK, 'one loop', 'batches · stage · trainer · callbacks · precision · timing',
       '1 batches makes views, 2 trainer runs steps'),
@@ -126,19 +128,41 @@ def nmc():
 
 
 def deepcluster():
-    "NMI by epoch of the variant's values, of each remedy, and of the recipe, from the record of the study."
+    "NMI by epoch of the variant's values, of each remedy, and of the recipe; beside it the variant's published curves."
     import json
-    from nmc_workbench.plotting.colours import curve_colours
     from nmc_workbench.plotting.figure import Picture, new_figure
-    rows = json.loads((HERE.parent / 'records/deepcluster_study.json').read_text())['rows']
-    figure, axes = new_figure(8.6, 3.6)
-    ax, colours = axes[0, 0], curve_colours(len(rows))
-    for (name, row), colour in zip(rows.items(), colours):
-        whole = name.startswith(('the variant', 'the recipe'))
-        ax.plot(row['nmi_by_epoch'], label=name, color=colour, lw=2.5 if whole else 1.2)
-    ax.set(xlabel='epoch', ylabel='NMI with the classes')
-    ax.legend(loc='center left', bbox_to_anchor=(1.01, .5), frameon=False, fontsize=8)
+    def rows(name): return json.loads((HERE.parent / f'records/{name}.json').read_text())['rows']
+    figure, axes = new_figure(9.6, 5.6, ncols=2)
+    ours, theirs = axes[0]
+    studied(ours, rows('deepcluster_study'))
+    published(theirs, [r for r in rows('deepcluster_curves') if r['contrast'] == 'none'])
+    for ax in (ours, theirs):
+        ax.set(ylim=(.1, .9), ylabel='NMI with the classes')
+        ax.grid(axis='y', color='#dddddd', lw=.6)
+        ax.legend(loc='upper center', bbox_to_anchor=(.5, -.16), frameon=False, fontsize=8, ncols=2)
     Picture(figure).save(HERE / 'methods/deepcluster_study')
+
+
+def studied(ax, rows):
+    "The curves of the study; a dot for the clusters after training, which are as many as the classes."
+    from nmc_workbench.plotting.colours import curve_colours
+    for (name, row), colour in zip(rows.items(), curve_colours(len(rows))):
+        curve, whole = row['nmi_by_epoch'], name.startswith(('the variant', 'the recipe'))
+        ax.plot(curve, label=name, color=colour, lw=2.5 if whole else 1.2)
+        ax.plot([len(curve)], [row['nmi']], 'o', color=colour, ms=7 if whole else 4)
+    ax.set(title='here: 10,000 images', xlabel='epochs of training; dots: ten clusters at the end')
+
+
+def published(ax, rows):
+    "First, best and last value of the variant's curves; a colour for each network, dashes for scikit-learn."
+    networks = list(dict.fromkeys(r['network'] for r in rows))
+    colours = dict(zip(networks, (BLUE, ORANGE, PURPLE, GREEN)))
+    for r in rows:
+        style = '-' if r['kmeans'] == 'faiss' else '--'
+        ax.plot([r['nmi'][k] for k in ('first', 'best', 'last')], style, marker='o', ms=4,
+                color=colours[r['network']], label=f'{r["network"]}, {r["kmeans"]}')
+    ax.set(title="the variant's published curves: 60,000 images", xticks=range(3), xlim=(-.2, 2.2))
+    ax.set_xticklabels(['first epoch', 'best epoch', 'last of 25'])
 
 
 def sela():

@@ -104,6 +104,22 @@ def _views(size, data=None, resize=None, crop=None, rotation=0, flip=False, vert
               *([Equalise(.5)] if equalize else [])]
     return Augment([*geometry, *values, *colour], plain=[*whole, *colour])
 
+_NEIGHBOURHOODS = dict(         # mean and deviation of every channel in the runs of AND
+    cifar10=CIFAR,
+    cifar100=((.5071, .4866, .4409), (.2009, .1984, .2023)),
+    svhn=((.4377, .4438, .4728), (.1201, .1231, .1052)),
+    imagenet=IMAGENET)
+
+def _anchors(size, data=None, mean=None, std=None, resize=None, scale=(.2, 1.), ratio=(.75, 4 / 3),
+             jitter=(.4, .4, .4, .4), grey=.2, flip=False):
+    s = size or 32
+    found = _NEIGHBOURHOODS[one_of(data, _NEIGHBOURHOODS, 'data of anchors')] if data else (mean, std)
+    colour = [Normalise(mean or found[0], std or found[1])] if mean or data else []
+    crop = [ResizedCrop(s, scale=scale, ratio=ratio)] if scale else [Resize(resize or s), PadCrop(s, 0)]
+    values = [*([ColorJitter(*jitter)] if jitter else []), *([Grey(grey)] if grey else [])]
+    turned = [Flip(.5)] if flip else []
+    return Augment([*crop, *values, *turned, *colour], plain=[Resize(resize or s), CentreCrop(s), *colour])
+
 def _spiral(size, noise=.2):
     if size: raise InputError(f'size={size}: points have no size; leave it out')
     return Augment([PointNoise(noise)])
@@ -128,7 +144,7 @@ _PRESETS = dict(cifar_sup=_cifar_sup, cifar_simclr_norm=_cifar_simclr_norm, cifa
                 stl10_contrastive=_stl10_contrastive, imagenet=_imagenet,
                 fashionmnist=_fashionmnist, fmnist=_fashionmnist, mnist=_mnist, digits=digits_preset, coil=_coil,
                 nmc=_nmc, sela=_sela, sela_cifar=_sela_cifar,
-                deepcluster=_deepcluster, views=_views, spiral=_spiral)
+                deepcluster=_deepcluster, views=_views, anchors=_anchors, spiral=_spiral)
 
 def presets() -> list[str]:
     "The names that `preset` knows."

@@ -45,6 +45,7 @@ class RunConfig(Config):
     batch_size: int | None = param(None, low=2) # images per step
     resume: bool = param(False, runtime=True) # continue an interrupted run from its checkpoint
     checkpoint_every: int | None = param(None, low=1, runtime=True) # epochs between checkpoints
+    cfgs: str | None = param(None, runtime=True) # YAML files of parameters, a later one over an earlier; None: none
 
 # %% ../../nbs/methods/00_config.ipynb #6a0070c5
 SHAPES = dict(              # (C, H, W) of the images of a data set; those not listed come in several sizes

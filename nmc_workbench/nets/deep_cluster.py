@@ -59,8 +59,8 @@ def _alexnet(channels, side):
     return net, AlexNet.feature_dim
 
 class VGG16(nn.Module):
-    "VGG of 16 layers with batch normalisation, up to its second linear layer: (B, C, 224, 224) -> (B, 4096)."
-    smallest = 224
+    "VGG of 16 layers with batch normalisation, up to its second linear layer: (B, C, H, W) -> (B, 4096)."
+    smallest = 32               # pixels per side; the published net takes 224, and 7 x 7 come to its linear layers
 
     def __init__(self, channels: int = 3):
         super().__init__()
@@ -71,10 +71,11 @@ class VGG16(nn.Module):
         self.apply(initialise)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if tuple(x.shape[2:]) != (self.smallest,) * 2:
-            raise InputError(f'images of {x.shape[2]} x {x.shape[3]} pixels; vgg16 takes 224 x 224: '
+        if min(x.shape[2:]) < self.smallest:
+            raise InputError(f'images of {x.shape[2]} x {x.shape[3]} pixels; '
+                             f'vgg16 takes {self.smallest} per side or more: '
                              'resize them (size=224), or choose a net for small images')
-        return self.classifier(self.features(x).flatten(1))
+        return self.classifier(F.adaptive_avg_pool2d(self.features(x), 7).flatten(1))
 
 def _vgg16(channels, side): return VGG16(channels), 4096
 

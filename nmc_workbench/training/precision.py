@@ -38,9 +38,9 @@ class Precision:
         "The context of a forward pass: autocast to the mode's type, or nothing where the mode is off."
         return torch.autocast(self.device, self.dtype) if self.dtype else nullcontext()
 
-    def backward(self, loss: torch.Tensor, optimisers: list):
-        "Compute the gradients of `loss`; those of earlier steps are dropped."
-        for o in optimisers: o.zero_grad(set_to_none=True)
+    def backward(self, loss: torch.Tensor, optimisers: list, add: bool = False):
+        "Compute the gradients of `loss`; those before are dropped, or added to."
+        for o in optimisers if not add else []: o.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
 
     def step(self, optimisers: list):

@@ -21,6 +21,7 @@ class Stage(nn.Module):
     "A training phase; derive, give it a `name`, and say what `start`, `before_epoch` and `step` do."
     name = 'stage'
     batch_size = None       # images per step over all ranks, where they are not the trainer's
+    accumulate = 1          # batches whose gradients are averaged before the optimisers take a step
     assigned_before = None  # what `assigned` last said, of this stage or one before it; the trainer sets it
 
     @accepts(epochs=whole(1), seed=whole(0))
@@ -45,6 +46,9 @@ class Stage(nn.Module):
     def step(self, index: torch.Tensor, views: torch.Tensor) -> tuple[torch.Tensor, dict]:
         "The loss of a batch (scalar) and what to log (name -> detached scalar)."
         raise TypeError(f'{type(self).__name__} does not say what a step is: define step()')
+
+    def after_backward(self):
+        "Called between the gradients of a batch and the optimisers' step."
 
     def after_epoch(self, epoch: int) -> dict:
         "More quantities for the log."

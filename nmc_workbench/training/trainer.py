@@ -150,14 +150,16 @@ class Trainer:
     def _steps(self, stage, module, bar):
         "What every step of an epoch logs; nothing in here waits for the device, except the check of a long epoch."
         logs, optimisers, part = [], list(stage.optimisers.values()), lambda name: self.tell('on_part', name)
+        several, n_batches = stage.accumulate, len(stage.batches)
         part('other')
         for index, views in stage.batches.epoch(stage.name, self.next_epoch):
             part('augment')
             with self.precision.cast(): loss, log = module(index, views)
             part('forward')
-            self.precision.backward(loss, optimisers)
+            self.precision.backward(loss / several if several > 1 else loss, optimisers, len(logs) % several > 0)
+            stage.after_backward()
             part('backward')
-            self.precision.step(optimisers)
+            if (len(logs) + 1) % several == 0 or len(logs) + 1 == n_batches: self.precision.step(optimisers)
             part('optimiser')
             logs.append({'loss': loss.detach(), **log})
             if bar: bar.update()

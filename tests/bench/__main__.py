@@ -152,6 +152,30 @@ def _pseudo_labels(run, results):
                 **json.loads((run / 'knn.json').read_text()))
 
 
+def _rounds(run, results):
+    "The score of neighbours and the consistency by round, and the clusters that were found."
+    rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    ends = [r for r in rows if 'neighbours' in r]
+    more = results['k_found'].get('more', {})
+    return dict(neighbours=[r['neighbours'] for r in ends], consistency=[r.get('consistency') for r in ends],
+                knn=results['neighbours'], n_clusters=results['n_clusters'], k_range=more.get('k_range'))
+
+
+def and_digits(data):
+    return trained('1,797 digits, K found', 'and_digits', 'make bench', range(3), 'train_and', _rounds,
+                   dataset='digits')
+
+
+def and_mnist(data):
+    return trained('MNIST, 10,000 images, K found', 'and_mnist', command_for(data), range(3), 'train_and', _rounds,
+                   dataset='npz', data_dir=found(data, 'mnist.npz'), recipe='mnist', limit=10_000)
+
+
+def and_cifar10(data):
+    return trained('CIFAR-10, 10,000 images, K found', 'and_cifar10', command_for(data), range(1), 'train_and', _rounds,
+                   dataset='folder', data_dir=found(data, 'cifar10'), recipe='cifar10_small', limit=10_000)
+
+
 def deepcluster_digits(data):
     return trained('1,797 digits, 100 clusters in training', 'deepcluster_digits', 'make bench', range(3),
                    'train_deepcluster', _pseudo_labels, dataset='digits')
@@ -176,11 +200,40 @@ def deepcluster_strategies(data):
     return dict(**circumstances(command_for(data)), **bench_deep_cluster.strategies(path, 'feedforward'))
 
 
+def deepcluster_architectures(data):
+    "Every network on made images of every family."
+    from . import bench_deep_cluster
+    return dict(**circumstances('make bench'), **bench_deep_cluster.architectures())
+
+
+def deepcluster_strategies_resnet18(data):
+    "Both second losses, with a residual network of 18 layers, on one seed."
+    from . import bench_deep_cluster
+    path = found(data, 'mnist.npz')
+    return dict(**circumstances(command_for(data)),
+                **bench_deep_cluster.strategies(path, 'resnet18', seeds=1, epochs=4))
+
+
+def deepcluster_cifar10(data):
+    "DeepCluster from a short run of NMCE."
+    from . import bench_deep_cluster
+    path = found(data, 'cifar10')
+    return dict(**circumstances(command_for(data)), **bench_deep_cluster.cifar10(path, ROOT / 'runs/bench'))
+
+
+def deepcluster_epoch(data):
+    "What an epoch of 50,000 images spends its seconds on."
+    from . import bench_deep_cluster
+    return dict(**circumstances(command_for(data)), **bench_deep_cluster.epoch(found(data, 'cifar10')))
+
+
 def kmeans(data):
     "k-means and PCA on the pixels of CIFAR-10 against the libraries that do the same."
+    import torch
+
     from . import bench_kmeans
     images = load('folder', root=found(data, 'cifar10'))
-    return dict(**circumstances(command_for(data)), **bench_kmeans.measure(images.take(range(len(images)))))
+    return dict(**circumstances(command_for(data)), **bench_kmeans.measure(images.take(torch.arange(len(images)))))
 
 
 def sinkhorn(data):
@@ -189,11 +242,25 @@ def sinkhorn(data):
     return dict(**circumstances(command_for(data)), **bench_sinkhorn.measure(data))
 
 
+def discover(data):
+    "Anchors and neighbours against the original's way, the product alone, and the growth."
+    from . import bench_anchors
+    return dict(**circumstances('python -m tests.bench discover'), **bench_anchors.measure())
+
+
 def explorer(data):
     "The explorer on MNIST in a browser."
     from . import bench_explorer
     found(data, 'mnist.npz')
     return dict(**circumstances(command_for(data)), **bench_explorer.measure(data))
+
+
+def k_rules(data):
+    "Every rule for the number of clusters on the same sets."
+    from . import bench_k_rules
+    files = dict(mnist='mnist.npz', coil20='coil20_32.npz', cifar10='cifar10')
+    measured = bench_k_rules.measure(**{k: found(data, name) for k, name in files.items()})
+    return dict(**circumstances(command_for(data)), **measured)
 
 
 def found(data, name):
@@ -259,13 +326,22 @@ BENCHES = {
     'sela_digits':      ('sela_digits', sela_digits, False),
     'sela_mnist':       ('sela_mnist', sela_mnist, True),
     'sela_cifar10':     ('sela_cifar10_cpu', sela_cifar10, True),
+    'and_digits':       ('and_digits', and_digits, False),
+    'and_mnist':        ('and_mnist', and_mnist, True),
+    'and_cifar10':      ('and_cifar10', and_cifar10, True),
     'deepcluster_digits': ('deepcluster_digits', deepcluster_digits, False),
     'deepcluster_mnist':  ('deepcluster_mnist', deepcluster_mnist, True),
     'deepcluster_study':  ('deepcluster_study', deepcluster_study, True),
     'deepcluster_strategies': ('deepcluster_strategies', deepcluster_strategies, True),
+    'deepcluster_strategies_resnet18': ('deepcluster_strategies_resnet18', deepcluster_strategies_resnet18, True),
+    'deepcluster_cifar10': ('deepcluster_cifar10', deepcluster_cifar10, True),
+    'deepcluster_epoch': ('deepcluster_epoch', deepcluster_epoch, True),
+    'deepcluster_architectures': ('deepcluster_architectures', deepcluster_architectures, False),
     'kmeans':           ('kmeans', kmeans, True),
     'sinkhorn':         ('sinkhorn', sinkhorn, False),
+    'discover':         ('discover', discover, False),
     'explorer':         ('explorer', explorer, True),
+    'k_rules':          ('k_rules', k_rules, True),
     'coil20':           ('nmce_coil20', coil20, True),
     'mnist':            ('nmce_mnist', mnist, True),
     'cifar10':          ('nmce_cifar10_cpu', cifar10, True)}

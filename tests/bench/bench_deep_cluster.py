@@ -1,9 +1,12 @@
 """DeepCluster on MNIST: the values of luftmeer's variant, each remedy alone, and all of them; strategies and networks.
 
-Every row is the mean over seeds. NMI by epoch is that of the clusters in training, before the training of the epoch."""
+Every row is the mean over seeds. `nmi_by_epoch` is that of the clusters in training, before the training of the epoch;
+`acc_wanted` and `nmi_wanted` are those of as many clusters as classes, before the first epoch and after each."""
 import os
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +29,18 @@ def images(path, n=10_000):
     return load('npz', root=path, limit=n)
 
 
+def wanted(model):
+    "ACC and NMI of the features, in as many clusters as there are classes."
+    from nmc_workbench.cluster import kmeans
+    from nmc_workbench.methods.deep_cluster.stages import Preprocessing
+    from nmc_workbench.metrics import accuracy, nmi
+    c, stage, images = model.config_, model.trainer_.stages[0], model.trainer_.batches.images
+    stage.batches = model.trainer_.batches
+    features = stage.features()
+    labels = kmeans(Preprocessing.fit(features, c)(features), c.n_clusters, c.engine, n_init=10).labels
+    return accuracy(images.labels.numpy(), labels), nmi(images.labels.numpy(), labels)
+
+
 def one(job):
     "One run, and what is kept of it."
     import torch
@@ -33,13 +48,22 @@ def one(job):
     path, n, options = job
     from nmc_workbench.methods import DeepCluster
     start = time.perf_counter()
-    model = DeepCluster(dataset='mnist', device='cpu', **options).fit(images(path, n))
-    rows = model.history_
+    model = DeepCluster(dataset='mnist', device='cpu', **options)
+    model.prepare(images(path, n))
+    by_epoch = [wanted(model)]
+    model.trainer_.train(watch=lambda log: by_epoch.append(wanted(model)))
+    rows = model.finish().history_
     return dict(
         acc=model.results_['acc'], nmi=model.results_['nmi'], pseudo_nmi=model.results_['pseudo_nmi'],
+        acc_wanted=[a for a, _ in by_epoch], nmi_wanted=[b for _, b in by_epoch],
         nmi_by_epoch=[r['nmi_true_pred'] for r in rows], predicted=rows[-1]['accuracy'],
         largest_share=rows[-1]['largest_share'], seconds=time.perf_counter() - start,
-        clustering=sum(r.get('cluster_time', 0) + r.get('pca_time', 0) for r in rows) / sum(r['seconds'] for r in rows))
+        epoch_seconds=float(np.mean([r['seconds'] for r in rows])), clustering=share_of_clustering(rows))
+
+
+def share_of_clustering(rows):
+    "The part of the epochs' seconds that PCA and k-means took."
+    return sum(r.get('cluster_time', 0) + r.get('pca_time', 0) for r in rows) / sum(r['seconds'] for r in rows)
 
 
 def means(jobs, seeds):
@@ -67,9 +91,129 @@ def study(path, seeds=3, epochs=10, n=10_000):
                 rows=dict(zip([*REMEDIES, 'the recipe, all of them'], rows)))
 
 
-def strategies(path, backbone, seeds=3, epochs=10, n=10_000):
+def strategies(path, backbone, seeds=3, epochs=10, n=10_000, **more):
     "The recipe with one network, without and with each second loss."
-    given = dict(recipe='mnist', backbone=backbone, epochs=epochs)
+    given = dict(recipe='mnist', backbone=backbone, epochs=epochs, **more)
     options = [given | dict(contrast=c) for c in STRATEGIES.values()]
     rows = means([(path, n, o) for o in options], seeds)
-    return dict(n=n, seeds=seeds, epochs=epochs, backbone=backbone, rows=dict(zip(STRATEGIES, rows)))
+    return dict(n=n, seeds=seeds, epochs=epochs, backbone=backbone, kmeans_pixels=baseline(path, n),
+                rows=dict(zip(STRATEGIES, rows)))
+
+
+# --- every network ---------------------------------------------------------------------------------------
+
+FAMILIES = {'grey, 28 x 28': (1, 28, 'mnist'), 'colour, 32 x 32': (3, 32, 'cifar10'),
+            'colour, 64 x 64': (3, 64, 'tiny_imagenet')}
+NETWORKS = 'feedforward', 'alexnet', 'vgg16', 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152'
+SMALLEST = dict(alexnet=224, vgg16=32)      # pixels that a network takes; smaller images are enlarged for it
+FEW_STEPS = dict(batch_size=32, lr=.005)    # 152 layers of batch normalisation know too little after the four of 128
+
+
+def made_images(n, channels, side):
+    "Images (n, C, H, W) of ten kinds: four by four patches of one colour each, in noise; and their kinds (n,)."
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 256, (10, channels, 4, 4)).repeat(side // 4, 2).repeat(side // 4, 3)
+    labels = np.arange(n) % 10
+    return np.clip(kinds[labels] + rng.normal(0, 40, (n, channels, side, side)), 0, 255).astype('u1'), labels
+
+
+def architecture(backbone, family, n=512, **more):
+    "One epoch of a network with the variant's values, then another one after the run was resumed."
+    from nmc_workbench.methods import DeepCluster
+    channels, side, data = FAMILIES[family]
+    size = max(side, SMALLEST.get(backbone, 0))
+    options = dict(recipe='seed', backbone=backbone, n_clusters=10, epochs=2, device='cpu', **FEW_STEPS | more,
+                   augment=f"deepcluster(size={size}, data='{data}')")
+    x, y = made_images(n, channels, side)
+    with tempfile.TemporaryDirectory() as folder:
+        first = DeepCluster(**options, run_dir=Path(folder) / 'run')
+        first.prepare(x, y).train(seconds=0)
+        assert [r['epoch'] for r in first.trainer_.history] == [0] and not first.trainer_.done
+        again = DeepCluster(**options, run_dir=Path(folder) / 'run', resume=True).fit(x, y)
+    rows = again.history_
+    assert rows[0]['loss'] == first.trainer_.history[0]['loss'] and [r['epoch'] for r in rows] == [0, 1]
+    assert np.isfinite(again.embedding_).all() and again.labels_.shape == (n,)
+    return dict(backbone=backbone, family=family, size=size, losses=[r['loss'] for r in rows],
+                finite=bool(np.isfinite([r['loss'] for r in rows]).all()), resumed=len(rows) == 2,
+                seconds=[r['seconds'] for r in rows], clustering=share_of_clustering(rows))
+
+
+def architectures(n=512):
+    "Every network on every family of images."
+    rows = []
+    for backbone in NETWORKS:
+        for family in FAMILIES:
+            rows.append(architecture(backbone, family, n))
+            print(rows[-1], flush=True)
+    return dict(n=n, rows=rows)
+
+
+# --- CIFAR-10 ---------------------------------------------------------------------------------------------
+
+def in_memory(path, n=None):
+    "CIFAR-10, or a part of it, decoded once."
+    import torch
+    from nmc_workbench.data import as_images, load
+    images = load('folder', root=path, limit=n)
+    return as_images(images.take(torch.arange(len(images))).numpy(), images.labels.numpy())
+
+
+EPOCHS_OF = {'`cifar10_small`, 200 clusters': {}, '1,000 clusters': dict(n_pseudo_labels=1000),
+             '1,000 clusters of all features': dict(n_pseudo_labels=1000, pca_dim=192)}
+
+
+def epoch(path, epochs=2):
+    "What an epoch of 50,000 images spends its seconds on, with the smallest network for colour images."
+    from nmc_workbench.methods import DeepCluster
+    images, rows = in_memory(path), {}
+    for name, options in EPOCHS_OF.items():
+        model = DeepCluster(recipe='cifar10_small', n_clusters=10, epochs=epochs, device='cpu', **options)
+        history = model.prepare(images).train()
+        means = {k: float(np.mean([r[k] for r in history]))
+                 for k in ('seconds', 'features_time', 'pca_time', 'cluster_time')}
+        rows[name] = means | dict(share=share_of_clustering(history), components=model.config_.pca_dim)
+        print(name, rows[name], flush=True)
+    return dict(n=len(images), epochs=epochs, rows=rows)
+
+
+def neighbours(features, labels):
+    "Share of one half of the samples whose ten neighbours in the other half give their class."
+    from nmc_workbench.metrics import knn_accuracy
+    a, b = np.array_split(np.random.default_rng(0).permutation(len(labels)), 2)
+    return knn_accuracy(features[a], labels[a], features[b], labels[b], k=10, temperature=.1)
+
+
+def measured(model):
+    "kNN of the features of a prepared model, and ACC and NMI of ten clusters of them."
+    stage, images = model.trainer_.stages[0], model.trainer_.batches.images
+    stage.batches = model.trainer_.batches
+    acc, nmi = wanted(model)
+    return dict(knn=neighbours(stage.features().numpy(), images.labels.numpy()), acc=acc, nmi=nmi)
+
+
+# The run that is started from, and what follows it, chosen among the settings that `TRIED` names.
+START = dict(recipe='cifar10_small', epochs=6, stages='representation', clusters='kmeans')
+FOLLOWS = dict(recipe='cifar10_small', epochs=8)
+TRIED = ''
+
+
+def from_a_start(path, start, n=10_000, **options):
+    "DeepCluster on CIFAR-10 from the weights of a run: the features before and after."
+    from nmc_workbench.methods import DeepCluster
+    begin = time.perf_counter()
+    model = DeepCluster(**FOLLOWS | options, n_clusters=10, start_from=f'run:{start}', device='cpu')
+    model.prepare(in_memory(path, n))
+    before = measured(model)
+    rows = model.trainer_.train()
+    return dict(before=before, after=measured(model), seconds=time.perf_counter() - begin, epochs=len(rows),
+                pseudo_nmi=[r['nmi_true_pred'] for r in rows])
+
+
+def cifar10(path, folder, n=10_000):
+    "A short run of NMCE, and DeepCluster from it."
+    from nmc_workbench.methods import NMCE
+    start, begin = Path(folder) / 'deepcluster_cifar10_seed0', time.perf_counter()
+    NMCE(**START, n_clusters=10, device='cpu', run_dir=str(start), resume=True).fit(in_memory(path, n))
+    seconds = time.perf_counter() - begin
+    return dict(n=n, start=f'{START["epochs"]} epochs of NMCE', seconds_start=seconds, tried=TRIED,
+                **from_a_start(path, start, n))

@@ -1,7 +1,8 @@
 """k-means and PCA on the pixels of CIFAR-10, against the libraries that do the same, in one run.
 
 Libraries that are not installed are left out of the table. Every time is the median of several runs taken in turn; the
-objective is over the default's."""
+objective is over the default's, and the memory is what a process of its own takes on top of the samples."""
+import multiprocessing
 import statistics
 import time
 import warnings
@@ -12,6 +13,7 @@ import torch
 
 from nmc_workbench.cluster import kmeans
 from nmc_workbench.projection import fit_pca
+from tests.bench.bench_sinkhorn import forget, memory
 
 
 def _faiss(x, k):
@@ -51,9 +53,33 @@ def timed(run, *given):
     return time.perf_counter() - start, found
 
 
-def engines(x, k, repeats=3):
-    "Seconds and objective of every engine, taken in turn."
-    runs = dict(default=_ours('auto')) | {n: f for n, (module, f) in OTHERS.items() if util.find_spec(module)}
+def there():
+    "The engines that can be run here, by name."
+    return dict(default=_ours('auto')) | {n: f for n, (module, f) in OTHERS.items() if util.find_spec(module)}
+
+
+def peak(name, x, k):
+    "MB that one run takes; called in a process of its own."
+    warnings.simplefilter('ignore')
+    run = there()[name]
+    run(x[:1000], 10)                   # libraries loaded
+    forget()
+    before = memory()
+    run(x, k)
+    return memory() - before
+
+
+def peaks(x, k):
+    "MB that every engine takes."
+    out = {}
+    for name in there():
+        with multiprocessing.get_context('spawn').Pool(1) as pool: out[name] = round(pool.apply(peak, (name, x, k)))
+    return out
+
+
+def engines(x, k, repeats=5):
+    "Seconds, objective and memory of every engine, taken in turn."
+    runs, mb = there(), peaks(x, k)
     seconds, objectives = {n: [] for n in runs}, {}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -61,7 +87,7 @@ def engines(x, k, repeats=3):
                 warnings.simplefilter('ignore')
                 spent, objectives[name] = timed(run, x, k)
             seconds[name].append(spent)
-    return {n: dict(seconds=statistics.median(s), objective=objectives[n] / objectives['default'])
+    return {n: dict(seconds=statistics.median(s), objective=objectives[n] / objectives['default'], mb=mb[n])
             for n, s in seconds.items()}
 
 

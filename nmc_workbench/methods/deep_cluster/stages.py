@@ -25,6 +25,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from ...cluster import kmeans
+from ...core.checks import as_integers
 from ...core.errors import InputError, TrainingError
 from ...core.files import write_file
 from ...core.ranks import from_main, rank_and_world
@@ -198,9 +199,10 @@ class AlternateClustering(Stage):
     def _clusters(self, features, before, epoch):
         "Labels (n,), and what the log says of them."
         c = self.config
-        if not features.isfinite().all():
-            raise TrainingError(f'the features of epoch {epoch} are not finite; '
-                                f'choose a smaller lr than {rates(c, epoch)[0]}')
+        if not features.square().sum(0).isfinite().all():
+            raise TrainingError(f'the features of epoch {epoch} are not finite, or too large to be squared; '
+                                f'choose a smaller lr than {rates(c, epoch)[0]}, or smaller batches, '
+                                'so that batch normalisation has more of them to learn from')
         start = time.perf_counter()
         z = Preprocessing.fit(features, c)(features)
         pca_time = time.perf_counter() - start
@@ -278,6 +280,8 @@ class AlternateClustering(Stage):
         if images.labels is None or not self.found: return {}
         y, labels = images.known(self.labels.cpu().numpy())
         return dict(true_accuracy=accuracy(y, labels), nmi_true_pred=nmi(y, labels))
+
+    def check_restored(self): as_integers(self.labels, 'labels', low=0, high=self.config.k - 1)
 
     def assigned(self): return self.labels if self.found else None
 
