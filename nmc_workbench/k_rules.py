@@ -488,7 +488,7 @@ def _evoc_package():
 @accepts(n_neighbors=whole(2), noise_level=real(0, 1), min_cluster_size=whole(2))
 def evoc(
     z, # (n, d) float
-    seed: int = 0, # of its draws
+    seed: int = 0, # of its draws; the result also depends on the number of numba's threads
     n_neighbors: int = 15, # in the graph; less than n
     noise_level: float = .5, # 0: few samples are noise; 1: many
     min_cluster_size: int = 5, # samples of a cluster of its finest layer

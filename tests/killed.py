@@ -19,6 +19,9 @@ def die(self, row):
     record(self, row)
     if row['epoch'] == at: os.kill(os.getpid(), signal.SIGKILL)
 Trainer._record = die
+if len(sys.argv) > 4:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, float(sys.argv[4]))
 getattr(methods, method)(**options).fit(load('digits', limit=300))
 '''
 
@@ -28,6 +31,14 @@ def fit(method, options, at=None):
     command = python('-c', SCRIPT, method, json.dumps(options), str(-1 if at is None else at))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == (0 if at is None else -signal.SIGKILL), done.stderr[-2000:]
+
+
+def fit_for(method, options, seconds):
+    "Fit until a clock ends the process, wherever it is; whether it was ended before it had come to its end."
+    command = python('-c', SCRIPT, method, json.dumps(options), '-1', str(seconds))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, -signal.SIGALRM), done.stderr[-2000:]
+    return done.returncode != 0
 
 
 def whole_and_parts(method, options, folder, at, more=lambda name: {}):

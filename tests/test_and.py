@@ -1,5 +1,7 @@
 """AND: what a run leaves, its rounds, how it goes on, the original's options and files, and what it refuses."""
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +140,24 @@ def test_killed_and_resumed_ends_with_the_same_bits(at, every, tmp_path):
     rows = [[[r.get(k) for k in same] for r in read_metrics(f)] for f in folders]
     names = [sorted(p.name for p in (f / 'rounds').iterdir()) for f in folders]
     assert rows[0] == rows[1] and len(rows[0]) == 6 and names[0] == names[1]
+
+
+@pytest.mark.slow
+def test_killed_anywhere(tmp_path):
+    "At moments drawn at random, also while files are written; NMC_KILLS=20 makes twenty of them."
+    options, kills = {**QUICK, 'checkpoint_every': 1}, int(os.environ.get('NMC_KILLS', 3))
+    start = time.monotonic()
+    killed.fit('AND', options | dict(run_dir=str(tmp_path / 'whole')))
+    seconds, g, ended = time.monotonic() - start, np.random.default_rng(0), 0
+    wanted = load_checkpoint(tmp_path / 'whole/model.pt')
+    for i in range(kills):
+        given = options | dict(run_dir=str(tmp_path / f'run{i}'))
+        ended += killed.fit_for('AND', given, g.uniform(.2, 1) * seconds)
+        killed.fit('AND', given | dict(resume=True))
+        found = load_checkpoint(tmp_path / f'run{i}/model.pt')
+        assert all(v.equal(found['weights'][k]) for k, v in wanted['weights'].items())
+        assert found['more']['memory'].equal(wanted['more']['memory'])
+    print(f'{ended} of {kills} were killed before their end')
 
 
 def test_a_finished_run_that_is_resumed_has_its_memory(finished, digits):

@@ -167,6 +167,8 @@ BROKEN = [
     [dict(loss=[5., 5.01, 4.99, 5., 5.01, 5., 4.99, 5.]), {}, 'loss_unchanged'],
     [dict(loss=[2., 2.5, 3., 3.2, 3.5, 4., 4.2, 5.]), {}, 'loss_rising'],
     [dict(loss=[float(9 - e) for e in range(8)], drift=.1, moved=.002, nmi_last=.99), {}, 'committed'],
+    [dict(loss=[float(9 - e) for e in range(8)], entropy_all=6., entropy_anchors=5.99, entropy_instances=6.01), {},
+     'unsure_anchors'],
     [dict(R=2.9), dict(z_dim=64, eps=.2), 'rate_at_floor'],
     [dict(R=6.8), dict(z_dim=64, eps=.2), 'rate_at_floor'],
     [dict(R=3.3), dict(z_dim=128, eps=.2), 'rate_at_floor'],
@@ -450,7 +452,7 @@ def test_percent(share, text):
 
 def test_thresholds_cannot_be_changed_and_name_their_limits():
     with pytest.raises(AttributeError): checks.THRESHOLDS.min_epochs = 1
-    assert checks.THRESHOLDS == checks.Thresholds() and len(checks.Thresholds.__dataclass_fields__) == 24
+    assert checks.THRESHOLDS == checks.Thresholds() and len(checks.Thresholds.__dataclass_fields__) == 25
     a, b = checks.THRESHOLDS.one_cluster
     for K, limit in ((2, .9), (10, .58)):
         assert a + b / K == pytest.approx(limit)

@@ -233,7 +233,7 @@ def deepcluster_architectures(record):
 
 def deepcluster_epoch(record):
     "What an epoch spends its time on."
-    head = [f'{record["n"]:,} images, mean of {record["epochs"]} epochs', 's per epoch', 'features', 'PCA', 'k-means',
+    head = [f'{record["n"]:,} images, {record["epochs"]} epoch{"s" * (record["epochs"] > 1)}', 's per epoch', 'features', 'PCA', 'k-means',
             'PCA and k-means']
     rows = [[f'{name}, {r["components"]} components', *(f'{r[k]:.1f}' for k in ('seconds', 'features_time', 'pca_time',
              'cluster_time')), f'**{r["share"]:.1%}**'] for name, r in record['rows'].items()]
@@ -405,15 +405,20 @@ def explorer(record):
 
 
 def k_rules(record):
-    "K of every rule on every set, its agreement with the classes, and its seconds."
+    "K of every rule on every set, its agreement with the classes, and its seconds on the first of the largest sets."
     sets = record['rows']
     rules = list(next(iter(sets.values()))['rules'])
-    def lines(of): return [[f'`{r}`', *(of(s['rules'][r]) for s in sets.values())] for r in rules]
-    def seconds(r): return f'{r["cpu_seconds"]:.0f}' if r else ''
+    def lines(of, some=rules): return [[f'`{r}`', *(of(s['rules'][r]) for s in sets.values())] for r in some]
+    def part(words, of, *more): return table([words, *sets], lines(of, *more))
     true = ['classes', *(s['n_classes'] for s in sets.values())]
     found = table(['K, and its range over settings', *sets], [true, *lines(k_found)])
-    agreement = table(['NMI, ACC, share that has a cluster', *sets], lines(agreed))
-    return page(found, agreement, table(['processor seconds', *sets], lines(seconds)), made(record))
+    noisy = [r for r in rules if any(k_covered(s['rules'][r]) for s in sets.values())]
+    largest = max(sets.values(), key=lambda s: s['n'])
+    seconds = ', '.join(f'`{r}` {v["cpu_seconds"]:.0f}' for r, v in largest['rules'].items() if v)
+    return page(found, *(part(k.upper(), lambda r, k=k: f'{r[k]:.2f}' if r else '') for k in ('nmi', 'acc')),
+                part('share that was not noise', k_covered, noisy),
+                wrapped(f'Processor seconds for {largest["n"]:,} samples of {largest["d"]} dimensions: {seconds}.'),
+                made(record))
 
 
 def k_found(r):
@@ -423,10 +428,7 @@ def k_found(r):
     return f'{r["n_clusters"]}' + (f' ({low}-{high})' if low < high else '')
 
 
-def agreed(r):
-    "Scores of a rule on a set; noise counts as wrong in ACC, and as a group of its own in NMI."
-    if not r: return ''
-    return f'{r["nmi"]:.2f}, {r["acc"]:.2f}' + (f', {r["covered"]:.0%}' if r['covered'] < .995 else '')
+def k_covered(r): return f'{r["covered"]:.0%}' if r and r['covered'] < .995 else ''
 
 
 # --- options of the originals --------------------------------------------------------------------------

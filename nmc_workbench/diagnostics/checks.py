@@ -1,8 +1,8 @@
 """Small functions, each of which looks for one sign that training failed, and returns a finding or `None`.
 
 A `Finding` is one sign that training went wrong. `loss_not_finite`, `no_learning_rate`, `loss_at_ln_k`,
-`loss_unchanged`, `loss_rising`, `rate_at_floor`, `spread_without_invariance`, `no_reduction`, `unsettled` and
-`committed` look for one in the rows of a log; `rows_not_finite`, `collapsed_embedding`, `one_cluster`,
+`loss_unchanged`, `loss_rising`, `rate_at_floor`, `spread_without_invariance`, `no_reduction`, `unsettled`, `committed`
+and `unsure_anchors` look for one in the rows of a log; `rows_not_finite`, `collapsed_embedding`, `one_cluster`,
 `empty_clusters`, `undecided`, `noise` and `fragments` in the results of a run; `rank_in_log` and `clusters_in_log` tell
 since when, and `unlike_training` compares both. `check_stage` and `check_labels` make all of these checks. `THRESHOLDS`
 holds the limits, each explained in `Thresholds`, and `ADVICE` says what to try; `percent` and `having` are small
@@ -13,9 +13,9 @@ helpers. `diagnostics.diagnosis` makes a sentence of what is found."""
 # %% auto #0
 __all__ = ['THRESHOLDS', 'ADVICE', 'Finding', 'class_counts', 'percent', 'Thresholds', 'having', 'loss_not_finite',
            'no_learning_rate', 'loss_at_ln_k', 'loss_unchanged', 'loss_rising', 'rate_at_floor',
-           'spread_without_invariance', 'no_reduction', 'unsettled', 'committed', 'collapsed_embedding',
-           'rows_not_finite', 'rank_in_log', 'one_cluster', 'empty_clusters', 'undecided', 'noise', 'fragments',
-           'clusters_in_log', 'unlike_training', 'check_stage', 'check_labels']
+           'spread_without_invariance', 'no_reduction', 'unsettled', 'committed', 'unsure_anchors',
+           'collapsed_embedding', 'rows_not_finite', 'rank_in_log', 'one_cluster', 'empty_clusters', 'undecided',
+           'noise', 'fragments', 'clusters_in_log', 'unlike_training', 'check_stage', 'check_labels']
 
 # %% ../../nbs/diagnostics/01_checks.ipynb #802c281c
 import math
@@ -91,6 +91,7 @@ class Thresholds:
     dissimilar: tuple[float, float] = (.3, .2) # mean cosine of the views of an image; different images have about 0
     reduction: tuple[float, float] = (.1, .03) # share of the (R - Rc) / R of K orthogonal subspaces; chance gives some
     # clusters
+    unsure: float = .01 # share of the mean entropy by which anchors lie below the other samples; less is no difference
     committed: float = .01 # share of the samples that moves; less from the first half of the epochs on is too early
     unsettled: float = .1 # NMI of consecutive assignments; below it they have nothing in common but chance
     # doubtful when the largest cluster holds more than 0.5 + 0.8/K of the samples (K=2: 0.90, K=10: 0.58), and
@@ -126,6 +127,7 @@ ADVICE = dict(
     undecided="train longer, raise the cluster head's learning rate, or lower its temperature",
     unsettled='lower the learning rate, or reassign less often',
     committed='set reset_every, or draw views that differ more',
+    unsure_anchors='train longer before the first anchors (epochs), or lower the temperature',
     loss_rising='lower the learning rate',
     loss_unchanged='raise the learning rate, and check that the network is what the optimiser was given')
 
@@ -304,6 +306,22 @@ def committed(
     moved = rows[-1]['moved']
     sentence = f'clusters have not changed since the first half of the epochs ({percent(moved)} of the samples move)'
     return _finding('committed', moved, limit, sentence, False, since)
+
+# %% ../../nbs/diagnostics/01_checks.ipynb #571387a2
+@accepts(rows=_LOG)
+def unsure_anchors(
+    rows: Sequence[dict], # of one stage, with the mean entropies of AND
+) -> Finding | None:
+    "The samples that became anchors know their neighbours no better than the others do."
+    rows, limit = having(rows, 'entropy_anchors', 'entropy_instances', 'entropy_all'), THRESHOLDS.unsure
+    if not rows: return None
+    def gap(r): return (r['entropy_instances'] - r['entropy_anchors']) / max(r['entropy_all'], 1e-12)
+    since = _since(rows, lambda r: gap(r) < limit, 1)
+    if not since: return None
+    last = rows[-1]
+    sentence = (f'anchors are no surer of their neighbours than other samples (mean entropy '
+                f'{last["entropy_anchors"]:.3g} and {last["entropy_instances"]:.3g})')
+    return _finding('unsure_anchors', gap(last), limit, sentence, False, since)
 
 # %% ../../nbs/diagnostics/01_checks.ipynb #d0c7001f
 @accepts(n_clusters=_K)
@@ -492,6 +510,7 @@ def check_stage(
     if isinstance(classes, dict): classes = classes.get(rows[0].get('stage'))
     if classes is None and not having(rows, 'R'): classes = n_clusters
     found = [loss_not_finite(rows), no_learning_rate(rows), loss_rising(rows), unsettled(rows), committed(rows)]
+    found.append(unsure_anchors(rows))
     found += [no_reduction(rows, n_clusters, d, eps), rank_in_log(rows, n_clusters, d)]
     if first: found.append(loss_unchanged(rows))
     if classes and classes > 1: found.append(loss_at_ln_k(rows, classes))

@@ -260,7 +260,9 @@ def k_rules(data):
     from . import bench_k_rules
     files = dict(mnist='mnist.npz', coil20='coil20_32.npz', cifar10='cifar10')
     measured = bench_k_rules.measure(**{k: found(data, name) for k, name in files.items()})
-    return dict(**circumstances(command_for(data)), **measured)
+    packages = ('umap-learn', 'networkx', 'evoc', 'fast-plscan')
+    note = ', '.join(f'{p} {metadata.version(p)}' for p in packages if bench_k_rules.installed(p))
+    return dict(**circumstances('python -m tests.bench k_rules --data folder'), note=note, **measured)
 
 
 def found(data, name):

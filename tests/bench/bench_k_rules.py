@@ -6,9 +6,11 @@ runs/bench/k_rules.json, and an interrupted bench continues there."""
 import json
 import time
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.data import load
@@ -20,21 +22,26 @@ BENCH = Path(__file__).resolve().parents[2] / 'runs/bench'
 FIRST = dict(stages='representation', clusters='kmeans')       # this stage has no K
 
 
+def installed(package):
+    "Whether a distribution is there."
+    try: return bool(metadata.version(package))
+    except metadata.PackageNotFoundError: return False
+
+
 def pixels(images, n=None, components=50):
     "The first components of the pixels, and the classes."
     at = np.arange(len(images)) if n is None else np.random.default_rng(0).permutation(len(images))[:n]
-    import torch
     x = images.take(torch.from_numpy(at)).flatten(1).float().numpy() / 255
     return (x if components is None else pca(x, components)), images.labels.numpy()[at]
 
 
 def embedding(name, images, **options):
-    "The embedding of a run of NMCE with seed 0, which is trained if it is not there."
+    "The embedding of a run of NMCE, which is trained if it is not there."
     from nmc_workbench.methods import NMCE
     from nmc_workbench.runs.finished import array_of
     folder = BENCH / f'k_rules_{name}'
     if array_of(folder, 'embeddings') is None:
-        NMCE(**options, seed=0, device='cpu', resume=True, run_dir=folder).fit(images)
+        NMCE(**options, device='cpu', resume=True, run_dir=folder).fit(images)
     return array_of(folder, 'embeddings'), images.labels.numpy()
 
 
@@ -44,12 +51,14 @@ def sets(digits, mnist, coil20, cifar10):
     mnist_run = dict(dataset='npz', limit=10_000, recipe='mnist_small', epochs=10, **FIRST)
     return {
         'digits, pixels': lambda: pixels(digits, components=None),
-        'digits, NMCE after its first stage': lambda: embedding('digits', digits, dataset='digits', **FIRST),
-        'digits, NMCE, which was told K': lambda: embedding('digits_all', digits, dataset='digits'),
+        'digits, stage 1': lambda: embedding('digits', digits, dataset='digits', **FIRST),
+        'seed 1': lambda: embedding('digits1', digits, dataset='digits', seed=1, **FIRST),
+        'seed 2': lambda: embedding('digits2', digits, dataset='digits', seed=2, **FIRST),
+        'digits, all stages': lambda: embedding('digits_all', digits, dataset='digits'),
         'COIL-20, pixels': lambda: pixels(load('npz', root=coil20)),
-        'MNIST 10,000, NMCE after 10 epochs': lambda: embedding('mnist', small(), **mnist_run),
-        'CIFAR-10 5,000, pixels': lambda: pixels(load('folder', root=cifar10), 5000),
-        'MNIST 10,000, pixels': lambda: pixels(small())}
+        'MNIST, stage 1': lambda: embedding('mnist', small(), **mnist_run),
+        'MNIST, pixels': lambda: pixels(small()),
+        'CIFAR-10, pixels': lambda: pixels(load('folder', root=cifar10), 5000)}
 
 
 def one(rule, z, y):
