@@ -61,10 +61,13 @@ _PACKAGES = dict(faiss='faiss-cpu', sklearn='scikit-learn', intelex='scikit-lear
 
 def _rows(x):
     "The samples as a float tensor (n, d) on their device, checked to be finite."
-    x = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(as_finite(x, 'x')))
+    if not isinstance(x, torch.Tensor):
+        with np.errstate(over='ignore'): x = np.ascontiguousarray(as_numbers(x, 'x'), dtype=np.float32)
+        x = torch.from_numpy(x if x.flags.writeable else x.copy())
     x = x.flatten(1)
     x = x if x.dtype == torch.float64 else x.float()
-    if not x.isfinite().all(): raise InputError('x holds values that are not finite; leave those samples out')
+    if x.numel() and not torch.stack(torch.aminmax(x)).isfinite().all():        # they show NaN too, without a copy
+        raise InputError('x holds values that are NaN or infinite; leave those samples out')
     return x
 
 @accepts(n_clusters=whole(1), n_init=whole(1))

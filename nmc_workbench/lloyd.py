@@ -100,22 +100,24 @@ def lloyd(
     seed: int = 0, # of the start
     n_init: int = 1, # starts, of which the one with the lowest objective is kept
     rounds: int = 20, # on all samples, at most
-    tol: float = 1e-3, # relative fall of the objective below which a round is the last
-    start: torch.Tensor | None = None, # (k, d) centres to start from, taken as they are
+    tol: float = 2e-3, # relative fall of the objective below which a round is the last
+    start: torch.Tensor | None = None, # (k, d) centres to start from, as they are; every round then goes to the means
 ) -> Clustering:
     "k-means by Lloyd's iteration (1982), on the samples' own device."
     x = x.contiguous()
-    g, squares = torch.Generator().manual_seed(seed), float(x.square().sum(dtype=torch.float64))
+    g = torch.Generator().manual_seed(seed)
+    squares = float(torch.stack([part.square().sum(dtype=torch.float64) for part in x.split(4096)]).sum())
     found = [_one(x, k, g, squares, rounds, tol, start) for _ in range(n_init if start is None else 1)]
     return min(found, key=lambda c: c.objective)
 
 def _one(x, k, g, squares, rounds, tol, start):
     "One start and its rounds, the last of which goes to the means themselves."
     centres = _first_centres(x, k, g) if start is None else start.to(x).clone()
-    found, objectives, last = assign_and_sum(x, centres, squares), [], rounds == 1
+    found, objectives = assign_and_sum(x, centres, squares), []
+    step, last = _STEP if start is None else 1., rounds == 1
     while len(objectives) < rounds:
         objectives.append(found.objective)
-        _move(centres, found, g, 1. if last else _STEP)
+        _move(centres, found, g, 1. if last else step)
         before, found = found.objective, assign_and_sum(x, centres, squares)
         if last: break
         last = len(objectives) == rounds - 1 or before - found.objective <= tol * before

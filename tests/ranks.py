@@ -24,3 +24,10 @@ def together(function, out, world=2):
         port = s.getsockname()[1]
     torch.multiprocessing.spawn(function, (port, str(out)), nprocs=world)
     return [torch.load(out / f'rank{r}.pt', weights_only=False) for r in range(world)]
+
+
+def still():
+    "Points (130, 2) whose views are themselves where the augmentation has no noise: nothing differs between ranks."
+    g = torch.Generator().manual_seed(0)
+    centres = 4 * torch.randn(5, 2, generator=g)
+    return centres[torch.arange(130) % 5] + torch.randn(130, 2, generator=g)

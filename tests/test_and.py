@@ -23,7 +23,7 @@ from nmc_workbench.runs.finished import read_run
 from nmc_workbench.runs.label_history import read_label_history
 from nmc_workbench.runs.metrics_log import read_metrics
 from tests import killed
-from tests.ranks import member, together
+from tests.ranks import member, still, together
 
 QUICK = dict(dataset='digits', rounds=3, epochs=2, batch_size=100, device='cpu')
 
@@ -165,13 +165,6 @@ def test_a_finished_run_that_is_resumed_has_its_memory(finished, digits):
     assert np.array_equal(again.memory_, finished.memory_) and np.array_equal(again.labels_, finished.labels_)
 
 
-def still():
-    "Points whose views are themselves, and a network without batch norm."
-    g = torch.Generator().manual_seed(0)
-    centres = 4 * torch.randn(5, 2, generator=g)
-    return centres[torch.arange(130) % 5] + torch.randn(130, 2, generator=g)
-
-
 def learned():
     "Losses, memory and anchors."
     model = AND(rounds=3, epochs=2, batch_size=20, backbone='mlp(width=32)', augment='spiral(noise=0)', lr=.01,
@@ -224,6 +217,20 @@ def test_sessions_in_yaml_are_the_published_values():
         wanted = RECIPES[data] | dict(rounds=7)
         assert {k: getattr(c, k) for k in wanted if k != 'checkpoint_every'} == \
                {k: v for k, v in wanted.items() if k != 'checkpoint_every'}
+
+
+def test_files_of_parameters_may_mix_both_names(tmp_path):
+    "The later file wins, also where one has the original's name and the other the name here."
+    (tmp_path / 'a.yaml').write_text('epochs: 3\nmax_round: 2\nsize: (8, 8)\n')
+    (tmp_path / 'b.yaml').write_text('max-epoch: 1\nrounds: 4\n')
+    one, two = tmp_path / 'a.yaml', tmp_path / 'b.yaml'
+    assert [AND(cfgs=[one, two]).epochs, AND(cfgs=[one, two]).rounds, AND(cfgs=[two, one]).epochs] == [1, 4, 3]
+    assert AND(cfgs=one).view_crop == 8 and AND(cfgs=one, max_epoch=7).epochs == 7
+    both = ANDConfig.from_names(dict(cfgs=f'[{one}, {two}]', max_round=5))
+    assert (both.epochs, both.rounds, both.cfgs) == (1, 5, None)
+    injected = dict(cfgs=str(one), seed=0, In=['seed = 1', '# Parameters\nseed = 0\n'])
+    one.write_text('seed: 3\n')
+    assert ANDConfig.from_names(injected).seed == 0 and ANDConfig.from_names(dict(cfgs=str(one), seed=0)).seed == 3
 
 
 def test_a_file_of_a_round_is_read_like_the_original_s(finished, digits, tmp_path):

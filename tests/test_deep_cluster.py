@@ -21,7 +21,7 @@ from nmc_workbench.runs.label_history import read_label_history
 from nmc_workbench.runs.metrics_log import read_metrics
 from tests import killed
 from tests.bench.bench_deep_cluster import FAMILIES, NETWORKS, architecture
-from tests.ranks import member, together
+from tests.ranks import member, still, together
 
 QUICK = dict(dataset='digits', epochs=2, n_pseudo_labels=20, batch_size=100, device='cpu')
 ENGINES = [e for e in lloyd.ENGINES if lloyd.available(e)]
@@ -197,13 +197,6 @@ def test_killed_and_resumed_ends_with_the_same_bits(case, tmp_path):
     epochs = [[line.split(',')[0] for line in (tmp_path / f'{n}.csv').read_text().splitlines()[2:]]
               for n in ('whole', 'parts')]
     assert epochs[0] == epochs[1] == [str(e) for e in range(6)]
-
-
-def still():
-    "Points whose views are themselves, and a network without batch norm: nothing differs between the ranks' shares."
-    g = torch.Generator().manual_seed(0)
-    centres = 4 * torch.randn(5, 2, generator=g)
-    return centres[torch.arange(130) % 5] + torch.randn(130, 2, generator=g)
 
 
 def learned():

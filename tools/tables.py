@@ -183,8 +183,8 @@ def deepcluster_study(record):
 
 # of a network: what the tables call it, and its name among the variant's
 _CALLED = dict(feedforward=('a feed-forward network', 'feed-forward'), resnet18=('ResNet-18', 'ResNet-18'))
-_CONTRASTS = dict(none='cross-entropy alone', labels='and the contrast of pseudo-labels',
-                  views='and the contrast of two views')
+_CONTRASTS = dict(none='cross-entropy alone', labels='with the contrast of pseudo-labels',
+                  views='with the contrast of two views')
 
 
 def deepcluster_strategies(record):
@@ -233,8 +233,8 @@ def deepcluster_architectures(record):
 
 def deepcluster_epoch(record):
     "What an epoch spends its time on."
-    head = [f'{record["n"]:,} images, {record["epochs"]} epoch{"s" * (record["epochs"] > 1)}', 's per epoch', 'features', 'PCA', 'k-means',
-            'PCA and k-means']
+    epochs = f'{record["epochs"]} epoch{"s" * (record["epochs"] > 1)}'
+    head = [f'{record["n"]:,} images, {epochs}', 's per epoch', 'features', 'PCA', 'k-means', 'PCA and k-means']
     rows = [[f'{name}, {r["components"]} components', *(f'{r[k]:.1f}' for k in ('seconds', 'features_time', 'pca_time',
              'cluster_time')), f'**{r["share"]:.1%}**'] for name, r in record['rows'].items()]
     return page(table(head, rows), made(record))
@@ -246,7 +246,7 @@ def deepcluster_start(record):
     b, a = record['before'], record['after']
     rows = [[f'the start: {record["start"]}', *(f'{b[k]:.3f}' for k in ('knn', 'acc', 'nmi')),
              f'{record["seconds_start"]:.0f}'],
-            [f'after {record["epochs"]} epochs of DeepCluster', *(f'**{a[k]:.3f}**' for k in ('knn', 'acc', 'nmi')),
+            [f'after {record["epochs"]} epochs of DeepCluster', *(f'{a[k]:.3f}' for k in ('knn', 'acc', 'nmi')),
              f'{record["seconds"]:.0f}']]
     return page(table(head, rows), wrapped(f'ACC and NMI of ten clusters by k-means. {record["tried"]}'), made(record))
 

@@ -137,7 +137,7 @@ class Config:
         "The parameters of the YAML files that `cfgs` names, with those that are given on top."
         if not given.get('cfgs'): return given
         known = sorted({*cls.names(), *cls.aliases} - {'cfgs'})
-        layers = cls.translated(read_layers(given['cfgs'], known))
+        layers = read_layers(given['cfgs'], known, cls.translated)
         own = cls.translated({k: v for k, v in (given if on_top is None else on_top).items() if k != 'cfgs'})
         return cls.translated({k: v for k, v in given.items() if k != 'cfgs'}) | layers | own
 

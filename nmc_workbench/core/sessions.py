@@ -36,14 +36,14 @@ def layer_paths(
 def read_layers(
     cfgs, # a path, a list of paths, or the text of such a list
     known: list[str], # names that a file may have
+    translate=dict, # brings the names of one file to those that are wanted
 ) -> dict: # name -> value; of a later file where several have it
     "The parameters of one or several YAML files."
     out = {}
     for path in layer_paths(cfgs):
-        for name, value in _mapping(path).items():
-            name = str(name).replace('-', '_')
-            try: out[one_of(name, known, 'parameter')] = _value(name, value)
-            except InputError as e: raise InputError(f'{path}: {e}') from None
+        found = {str(name).replace('-', '_'): value for name, value in _mapping(path).items()}
+        try: out |= translate({one_of(k, known, 'parameter'): _value(k, v) for k, v in found.items()})
+        except InputError as e: raise InputError(f'{path}: {e}') from None
     return out
 
 def _mapping(path):

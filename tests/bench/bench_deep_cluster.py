@@ -191,9 +191,14 @@ def measured(model):
 
 
 # The run that is started from, and what follows it, chosen among the settings that `TRIED` names.
-START = dict(recipe='cifar10_small', epochs=6, stages='representation', clusters='kmeans')
-FOLLOWS = dict(recipe='cifar10_small', epochs=8)
-TRIED = ''
+START = dict(recipe='cifar10_small', epochs=2, warmup_epochs=0, stages='representation', clusters='kmeans')
+FOLLOWS = dict(recipe='cifar10_small', epochs=8, contrast='views', batch_size=256)
+TRIED = (
+    'Five runs were tried, each on one seed. From a start of six epochs (nearest neighbours 0.453, NMI 0.189) '
+    'none of four raised both: the recipe as it is gives 0.440 and 0.158, a learning rate of 0.01 gives 0.414 '
+    'and 0.162, that with the contrast of views 0.443 and 0.181, and the contrast of views in batches of 256 '
+    'gives 0.449 and 0.182. The table has the fifth, the last of these from a start of two epochs: its NMI '
+    'rises by little, and its ACC falls.')
 
 
 def from_a_start(path, start, n=10_000, **options):

@@ -59,6 +59,7 @@ class ANDConfig(RunConfig):
     memory_momentum: float | None = param(None, low=0, below=1) # weight of the old row when the memory is updated
     # Clusters
     k_rule: str = param('communities', choices=tuple(RULES)) # finds clusters and their number; unused with n_clusters
+    k_neighbours: int | None = param(None, low=1) # of a sample in the graph of communities; more give fewer clusters
     # Training
     optimizer: str | None = param(None, choices=('sgd', 'adam', 'rmsprop')) # of the network
     lr: float | None = param(None, above=0) # learning rate at the start of every round
@@ -205,6 +206,8 @@ _PUBLISHED = dict(
     augment="anchors(data='cifar10')", backbone='resnet18cifar(fan_out=False)', dim=128,
     # rounds and anchors
     rounds=5, select_rate=.25, n_neighbours=1, temperature=.1, memory_momentum=.5,
+    # clusters
+    k_neighbours=15,
     # training
     optimizer='sgd', lr=.03, lr_policy='step', lr_decay_offset=80, lr_decay_step=40, lr_decay_rate=.1,
     momentum=.9, weight_decay=5e-4, nesterov=True,
@@ -213,14 +216,16 @@ _PUBLISHED = dict(
 
 _SMALL = _PUBLISHED | dict(
     augment='digits', backbone='smallconv(stride=2)', dim=64, lr=.1, lr_decay_offset=10, lr_decay_step=10,
-    epochs=30, n_votes=10, log_every=20, batch_size=64)
+    epochs=30, n_neighbours=10, temperature=.5, k_neighbours=100, n_votes=10, log_every=20, batch_size=64)
 
 _MNIST = _SMALL | dict(
-    augment='mnist', epochs=6, lr_decay_offset=2, lr_decay_step=2, batch_size=128, checkpoint_every=2)
+    augment='mnist', epochs=10, lr_decay_offset=4, lr_decay_step=3, temperature=.3, k_neighbours=30,
+    checkpoint_every=2)
 
 _CIFAR10_SMALL = _SMALL | dict(
     augment="anchors(data='cifar10')", backbone='smallconv(width=24, stride=2, stages=3)', dim=128,
-    epochs=8, lr_decay_offset=2, lr_decay_step=3, n_votes=50, batch_size=128, checkpoint_every=2)
+    epochs=8, lr_decay_offset=3, lr_decay_step=3, n_neighbours=5, temperature=.2, k_neighbours=30, n_votes=50,
+    checkpoint_every=2)
 
 _POINTS = _SMALL | dict(augment='spiral', backbone='mlp', weight_decay=0.)
 

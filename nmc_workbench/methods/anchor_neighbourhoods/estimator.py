@@ -12,7 +12,7 @@ weights to start from, and `read_round` the file of a round or a checkpoint of t
 __all__ = ['read_round', 'read_start', 'AND']
 
 # %% ../../../nbs/methods/anchor_neighbourhoods/04_estimator.ipynb #f7a43d6f
-import shutil, tempfile
+import shutil
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -186,16 +186,18 @@ class AND(Method, ANDConfig):
         return self._test.known(z)[::-1]
 
     def _read_out(self, rows):
-        "The clusters (N,) of the memory's rows, on every rank."
-        labels = from_main(lambda: self._clusters(rows.cpu().numpy())[0])
+        "Clusters (N,) of the memory's rows for the label history, on every rank: by the cheapest rule, from one start."
+        labels = from_main(lambda: self._clusters(rows.cpu().numpy(), dict(n_init=1, ks=()))[0])
         return torch.from_numpy(labels)
 
-    def _clusters(self, z):
-        "Labels (n,), -1 for noise, and how they were found, from features (n, d)."
+    def _clusters(self, z, quick=None):
+        "Labels (n,), -1 for noise, and how they were found, from features (n, d); `quick`: communities with options."
         c = self.config_
-        seed = seed_of(c.seed, 'clusters') % 2 ** 32
+        seed, rule = seed_of(c.seed, 'clusters') % 2 ** 32, 'communities' if quick else c.k_rule
         if c.n_clusters is None:
-            found = find_k(z, c.k_rule, seed)
+            k = c.k_neighbours
+            graph = dict(k=k, ks=(max(1, k // 2), 2 * k)) if rule == 'communities' else {}
+            found = find_k(z, rule, seed, **graph | (quick or {}))
             return found.labels, found.summary()
         labels = kmeans(z, c.n_clusters, 'auto', seed).labels
         return labels, dict(rule='kmeans', n_clusters=c.n_clusters)

@@ -22,7 +22,6 @@ import torch
 from ...anchors import Anchors, anchor_count
 from ...core.errors import InputError, TrainingError
 from ...core.files import append_bytes, write_torch
-from ...core.ranks import rank_and_world
 from ...core.seeds import generator
 from ...losses import neighbourhood_nll
 from .config import ROUNDS, ANDConfig, base_rate, epochs_of_a_round
