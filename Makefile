@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help demo test notebooks fast check export lab app docs docs-serve \
-        bench bench-data bench-gpu bench-gpu-sela clean
+        bench bench-data bench-gpu bench-gpu-sela bench-gpu-and clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -78,6 +78,9 @@ bench-gpu:  ## measure the CIFAR-10 recipe on a GPU, ten minutes at a time: make
 
 bench-gpu-sela:  ## the same for SeLa: Sinkhorn for ten heads, and nearest neighbours of the CIFAR recipe
 	$(GPU_PYTHON) -m tests.bench.sela_gpu $(GPU_DATA) $(ARGS)
+
+bench-gpu-and:  ## the same for AND: epochs, discovery and k-means at 50,000, and nearest neighbours by round
+	$(GPU_PYTHON) -m tests.bench.and_gpu $(GPU_DATA) $(ARGS)
 
 clean:  ## remove what was built; keeps runs/ and data/
 	rm -rf $(VENV) _docs build *.egg-info .pytest_cache .ruff_cache .jupyter_cache

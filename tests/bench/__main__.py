@@ -158,7 +158,23 @@ def _rounds(run, results):
     ends = [r for r in rows if 'neighbours' in r]
     more = results['k_found'].get('more', {})
     return dict(neighbours=[r['neighbours'] for r in ends], consistency=[r.get('consistency') for r in ends],
-                knn=results['neighbours'], n_clusters=results['n_clusters'], k_range=more.get('k_range'))
+                knn=results['neighbours'], n_clusters=results['n_clusters'], k_range=more.get('k_range'),
+                **(dict(rules=_by_rule(run)) if run.parent.name.endswith('seed0') else {}))
+
+
+def _by_rule(run):
+    "K, ACC and NMI by every rule for the number of clusters that can be used here, on a run's embedding."
+    from nmc_workbench.core.errors import InputError
+    from nmc_workbench.k_rules import RULES, find_k
+    from nmc_workbench.metrics import accuracy, nmi
+    from nmc_workbench.runs.finished import read_run
+    found, out = read_run(run), {}
+    for rule in RULES:
+        try: k = find_k(found.embedding, rule, 0)
+        except InputError: continue                 # its package is not installed
+        y = found.class_labels
+        out[rule] = dict(n_clusters=k.n_clusters, acc=accuracy(y, k.labels), nmi=nmi(y, k.labels))
+    return out
 
 
 def and_digits(data):
