@@ -74,8 +74,9 @@ def main():
     model.finish()
     a, b = model.transform(train), model.transform(test)
     votes = min(200, len(train))
+    device = torch.cuda.get_device_name() if o.device == 'cuda' else 'CPU'
     record = dict(command='python -m tests.bench.and_gpu', torch=torch.__version__, n=len(train), amp=o.amp,
-                  device=torch.cuda.get_device_name() if o.device == 'cuda' else 'CPU', epochs=o.epochs, rounds=o.rounds,
+                  device=device, epochs=o.epochs, rounds=o.rounds,
                   by_round=[r['neighbours'] for r in trainer.history if 'neighbours' in r],
                   knn=knn_accuracy(a, train.labels.numpy(), b, test.labels.numpy(), k=votes, temperature=.1),
                   published=.748, epoch_seconds=median(r['seconds'] for r in trainer.history),
