@@ -268,7 +268,7 @@ def kmeans(record):
     said = (f'PCA of {pca["shape"][0]:,} x {pca["shape"][1]:,} to {pca["components"]}: {pca["seconds"]:.1f} s, faiss '
             f'{pca["faiss"]:.1f} s. NT-Xent at batch {contrast["batch"]}, forward and backward: '
             f'{1e3 * contrast["ours"]:.1f} ms, a masked matrix {1e3 * contrast["plain"]:.1f} ms.')
-    return page(*parts, said, made(record))
+    return page(*parts, wrapped(said), made(record))
 
 
 # --- speed ---------------------------------------------------------------------------------------------
