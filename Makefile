@@ -61,13 +61,15 @@ docs: $(VENV)/.ready notebooks  ## build the site, _docs/html/index.html; only n
 docs-serve: docs  ## show the site on 127.0.0.1
 	@echo "docs: http://127.0.0.1:8000" && cd _docs/html && ../../$(BIN)/python -m http.server 8000 --bind 127.0.0.1
 
-bench: $(VENV)/.ready  ## measure every figure the pages quote, and write it into docs/records and the pages (two hours)
+bench: $(VENV)/.ready  ## measure every figure the pages quote, and write it into docs/records and the pages (hours)
 	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh speed coil_step digits spiral \
-	  nmc_digits nmc_mixtures nmc_kernels nmc_study sela_digits sinkhorn
+	  nmc_digits nmc_mixtures nmc_kernels nmc_study sela_digits sinkhorn deepcluster_digits deepcluster_architectures \
+	  and_digits discover
 
-bench-data: $(VENV)/.ready  ## measure COIL-20, MNIST and CIFAR-10 on two cores (an hour): make bench-data DATA=folder
+bench-data: $(VENV)/.ready  ## measure COIL-20, MNIST and CIFAR-10 on two cores (hours): make bench-data DATA=folder
 	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh coil20 mnist cifar10 nmc_study_mnist nmc_study_coil20 \
-	  sela_mnist sela_cifar10 sinkhorn explorer --data "$(DATA)"
+	  sela_mnist sela_cifar10 sinkhorn explorer deepcluster_study deepcluster_strategies deepcluster_epoch \
+	  deepcluster_cifar10 kmeans and_mnist and_cifar10 k_rules --data "$(DATA)"
 
 # Without .venv they take the Python at hand, which needs only PyTorch and the core's other packages.
 GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -43,6 +43,7 @@ nb_ipywidgets_js = {}
 myst_enable_extensions = ['dollarmath', 'amsmath', 'colon_fence', 'deflist', 'attrs_inline']
 myst_heading_anchors = 3
 
+viewcode_follow_imported_members = False        # else pages link to a name in the module that was read first
 autodoc_typehints = 'none'                      # types stand in the table of parameters
 autodoc_member_order = 'bysource'
 autodoc_inherit_docstrings = False

@@ -28,7 +28,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from .cluster import NearestPoint, kmeans
 from .core.checks import accepts, as_finite, choice, optional, real, several, whole
 from .core.errors import InputError, one_of
-from .lloyd import plus_plus
+from .lloyd import cluster_sums, plus_plus
 from .metrics import ari
 from .persistence import knn_density, tomato
 from .projection import fit_pca, map2d, threads_kept
@@ -45,10 +45,6 @@ def _unit(z):
 def _rows(z, metric):
     "Rows in which the Euclidean distance is the rule's own."
     return _unit(z).numpy() if metric == 'cosine' else z
-
-def _sums(u, labels, k):
-    "The sums of the rows (k, d) and the number of rows (k,) of each cluster."
-    return u.new_zeros(k, u.shape[1]).index_add_(0, labels, u), labels.bincount(minlength=k)
 
 @dataclass(frozen=True, eq=False)
 class KFound:
@@ -81,7 +77,7 @@ class KFound:
         return KNeighborsClassifier(min(k, len(z))).fit(z, labels).predict(new)
 
     def _centroids(self, z, labels):
-        sums, sizes = _sums(torch.as_tensor(z), torch.as_tensor(labels), self.n_clusters)
+        sums, sizes = cluster_sums(torch.as_tensor(z), torch.as_tensor(labels), self.n_clusters)
         centres = sums / sizes[:, None]
         return NearestPoint(_rows(centres.numpy(), self.more['metric']), np.arange(self.n_clusters))
 
@@ -219,7 +215,7 @@ def cosine_silhouette(
 ) -> float: # in [-1, 1]
     "The mean silhouette by cosine distances; a sample that is alone in its cluster counts 0."
     k = int(labels.max()) + 1
-    (sums, sizes), parts = _sums(u, labels, k), []
+    (sums, sizes), parts = cluster_sums(u, labels, k), []
     for s in _blocks(len(u), k):
         far, own = sizes - u[s] @ sums.T, labels[s, None]           # (b, K) sums of distances
         a = far.gather(1, own)[:, 0].clamp(min=0) / (sizes[own[:, 0]] - 1).clamp(min=1)
@@ -237,7 +233,7 @@ def _levels(u):
     "Labels (n,) of every level, from the finest to a single group."
     levels = [_first_neighbour_groups(u)]
     while (k := int(levels[-1].max()) + 1) > 1:
-        means = torch.nn.functional.normalize(_sums(u, levels[-1], k)[0])
+        means = torch.nn.functional.normalize(cluster_sums(u, levels[-1], k)[0])
         levels.append(_first_neighbour_groups(means)[levels[-1]])
     return levels
 
@@ -273,7 +269,7 @@ def _spherical_start(u, k, g):
     for _ in range(_ROUNDS):
         before, (near, labels) = labels, (u @ centres.T).max(1)
         if before is not None and torch.equal(before, labels): break
-        sums, sizes = _sums(u, labels, k)
+        sums, sizes = cluster_sums(u, labels, k)
         centres = torch.where(sizes[:, None] > 0, torch.nn.functional.normalize(sums), centres)
     return float(near.sum(dtype=torch.float64)), labels
 
@@ -437,7 +433,7 @@ def _merged(labels, pairs):
 def _least_length(x, labels, distortion):
     "Labels of the least coding length, and total bits by K."
     k = int(labels.max()) + 1
-    sums, sizes = _sums(x, labels, k)
+    sums, sizes = cluster_sums(x, labels, k)
     squares = torch.stack([x[labels == i].T @ x[labels == i] for i in range(k)])
     eps2 = distortion * float(x.square().sum(1).mean())
     pairs, totals = _merge_all([sizes.double(), sums, squares], len(x), eps2)

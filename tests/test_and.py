@@ -60,10 +60,10 @@ def test_each_round_has_more_anchors(finished):
 
 def test_anchors_are_those_of_the_memory_between_rounds(finished, digits):
     "A round's file keeps the memory of its last epoch; the next round's anchors come from it."
-    kept = [read_round(p) for p in sorted((finished.run_.folder / 'rounds').iterdir())]
+    kept, c = [read_round(p) for p in sorted((finished.run_.folder / 'rounds').iterdir())], finished.config_
     assert [(k['round'], len(k['anchors'])) for k in kept] == [(0, 0), (1, 75), (2, 150)]
     for before, after in zip(kept, kept[1:]):
-        again = discover(before['memory'], len(after['anchors']), 1, .1)
+        again = discover(before['memory'], len(after['anchors']), c.n_neighbours, c.temperature)
         assert again.anchors.equal(after['anchors'].anchors) and again.neighbours.equal(after['anchors'].neighbours)
     assert np.array_equal(kept[-1]['memory'].numpy(), finished.memory_)
 

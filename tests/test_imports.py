@@ -70,7 +70,7 @@ def statements(tree, whole):
     return [n for n in (ast.walk(tree) if whole else tree.body) if isinstance(n, (ast.Import, ast.ImportFrom))]
 
 
-EARLY = {'torch', 'torchvision', 'numpy', 'scipy', 'sklearn', 'tqdm', 'PIL', *sys.stdlib_module_names}
+EARLY = {'torch', 'torchvision', 'numpy', 'scipy', 'sklearn', 'tqdm', 'PIL', 'yaml', *sys.stdlib_module_names}
 
 
 @pytest.mark.parametrize('name', FILES)

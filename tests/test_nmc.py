@@ -28,7 +28,7 @@ from nmc_workbench.runs.metrics_log import read_metrics
 from . import killed
 from .bench.bench_nmc import mixture
 
-OPEN = {'limit', 'size', 'n_clusters', 'run_dir', 'recipe', 'num_workers', 'encoder_weights', 'augment',
+OPEN = {'limit', 'size', 'n_clusters', 'run_dir', 'recipe', 'cfgs', 'num_workers', 'encoder_weights', 'augment',
         'embedding_dim', 'tau', 'encoder'}
 SMALL = dict(epochs=20, batch_size=100, potential_hidden=32, device='cpu')
 

@@ -22,6 +22,8 @@ import yaml
 
 from nmc_workbench.data import catalog as data
 from nmc_workbench import methods
+from nmc_workbench.nets import backbones
+from nmc_workbench.nets.deep_cluster import NETWORKS
 from tests.processes import python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,8 +210,11 @@ def test_files_in_the_text_exist(path):
 
 @pytest.mark.parametrize('path', [p for p in PAGES if p.parent.name == 'methods'], ids=name)
 def test_parameters_in_the_text_exist(path):
-    "A word in backticks is a parameter, a recipe, or a column of the log; the method takes the value of `name=value`."
-    known = {f.name for f in fields(config(path.stem))} | set(recipes(path.stem)) | {'moved'}
+    """A word in backticks is a parameter, one of its choices, a recipe, a network, or a column of the log; the method
+    takes the value of `name=value`."""
+    choices = {c for f in fields(config(path.stem)) for c in f.metadata.get('choices') or ()}
+    networks = {*backbones.names(), *NETWORKS}
+    known = {f.name for f in fields(config(path.stem))} | choices | set(recipes(path.stem)) | networks | {'moved'}
     assert set(re.findall(r'`([a-z_]+)`', read(path))) <= known
     for parameter, value in re.findall(r"`(\w+)='?([\w.]+)'?`", read(path)):
         config(path.stem)(**{parameter: yaml.safe_load(value)}).checked()

@@ -234,8 +234,8 @@ def test_every_parameter_is_documented():
 def test_recipes_set_every_open_parameter(name):
     config = SeLaConfig(**RECIPES[name]).checked()
     left = {f for f in SeLaConfig.names() if getattr(config, f) is None}
-    assert left <= {'limit', 'size', 'n_clusters', 'recipe', 'run_dir', 'backbone_width', 'start_from', 'label_augment',
-                    'num_workers', 'comment'}, left
+    assert left <= {'limit', 'size', 'n_clusters', 'recipe', 'cfgs', 'run_dir', 'backbone_width', 'start_from',
+                    'label_augment', 'num_workers', 'comment'}, left
 
 
 def test_predict_agrees_with_the_fit_and_survives_the_disk(run, digits):

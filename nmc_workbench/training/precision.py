@@ -40,7 +40,8 @@ class Precision:
 
     def backward(self, loss: torch.Tensor, optimisers: list, add: bool = False):
         "Compute the gradients of `loss`; those before are dropped, or added to."
-        for o in optimisers if not add else []: o.zero_grad(set_to_none=True)
+        if not add:
+            for o in optimisers: o.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
 
     def step(self, optimisers: list):

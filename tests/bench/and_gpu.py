@@ -6,8 +6,6 @@ FOLDER is a tree with train/ and test/; npz, and cifar10 in data/, are taken as 
 --minutes are over, with exit code 3; the same command continues from there, also after a kill. At the end it writes
 docs/records/and_cifar10_gpu.json. Without a CUDA device it says so and ends. It needs only PyTorch and the core's
 packages, and no network."""
-import argparse
-import sys
 import time
 from statistics import median
 
@@ -15,24 +13,15 @@ import torch
 
 from nmc_workbench.anchors import discover
 from nmc_workbench.core.files import write_json
-from nmc_workbench.data import load
 from nmc_workbench.lloyd import assign_and_sum
 from nmc_workbench.methods import AND
 from nmc_workbench.metrics import knn_accuracy
 from nmc_workbench.training.timing import time_budget
-from tests.bench.sela_gpu import ROOT, START
+from tests.bench.sela_gpu import ROOT, arguments, device_name, images, train
 
 OPTIONS = dict(dataset='cifar10', data='data', recipe='cifar10', epochs=20, rounds=5, seed=0, device='cuda', amp='bf16',
                minutes=9., limit=0, run_dir='runs/bench/and_cifar10_gpu',
                record=str(ROOT / 'docs/records/and_cifar10_gpu.json'))
-
-
-def arguments():
-    p = argparse.ArgumentParser(prog='python -m tests.bench.and_gpu', description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in OPTIONS.items():
-        p.add_argument(f'--{name.replace("_", "-")}', type=type(value), default=value, help=f'{value} unless given')
-    return p.parse_args()
 
 
 def timed(call, device, repeats=5):
@@ -58,29 +47,22 @@ def pieces(device, n=50_000, d=128, width=256, k=1000):
 
 
 def main():
-    o = arguments()
-    if o.device == 'cuda' and not torch.cuda.is_available(): sys.exit('no CUDA device here: nothing was measured')
-    options = dict(limit=o.limit) if o.limit else {}
-    train, test = (load(o.dataset, split, o.data, **options) for split in ('train', 'test'))
+    o = arguments('and_gpu', __doc__, OPTIONS)
+    seen, test = images(o)
     model = AND(recipe=o.recipe, epochs=o.epochs, rounds=o.rounds, lr_decay_offset=o.epochs // 2,
                 lr_decay_step=max(1, o.epochs // 4), seed=o.seed, device=o.device, amp=o.amp, run_dir=o.run_dir,
-                n_clusters=train.n_classes, resume=True)
-    trainer = model.prepare(train)
-    trainer.train(seconds=60 * o.minutes - (time.monotonic() - START))
-    print(*time_budget(trainer.history), sep='\n')
-    if not trainer.done:
-        print(f'{len(trainer.history)} of {o.epochs * o.rounds} epochs are done; the same command continues')
-        sys.exit(3)
+                n_clusters=seen.n_classes, resume=True)
+    trainer = model.prepare(seen)
+    train(trainer, o.minutes, o.epochs * o.rounds)
     model.finish()
-    a, b = model.transform(train), model.transform(test)
-    votes = min(200, len(train))
-    device = torch.cuda.get_device_name() if o.device == 'cuda' else 'CPU'
-    record = dict(command='python -m tests.bench.and_gpu', torch=torch.__version__, n=len(train), amp=o.amp,
-                  device=device, epochs=o.epochs, rounds=o.rounds,
+    a, b = model.transform(seen), model.transform(test)
+    votes = min(200, len(seen))
+    record = dict(command='python -m tests.bench.and_gpu', torch=torch.__version__, n=len(seen), amp=o.amp,
+                  device=device_name(o.device), epochs=o.epochs, rounds=o.rounds,
                   by_round=[r['neighbours'] for r in trainer.history if 'neighbours' in r],
-                  knn=knn_accuracy(a, train.labels.numpy(), b, test.labels.numpy(), k=votes, temperature=.1),
+                  knn=knn_accuracy(a, seen.labels.numpy(), b, test.labels.numpy(), k=votes, temperature=.1),
                   published=.748, epoch_seconds=median(r['seconds'] for r in trainer.history),
-                  pieces=pieces(o.device, min(50_000, 10 * len(train))), budget=time_budget(trainer.history))
+                  pieces=pieces(o.device, min(50_000, 10 * len(seen))), budget=time_budget(trainer.history))
     write_json(o.record, record)
     print(record)
 

@@ -29,13 +29,34 @@ OPTIONS = dict(dataset='cifar10', data='data', recipe='cifar10', backbone='resne
                run_dir='runs/bench/sela_cifar10_gpu', record=str(ROOT / 'docs/records/sela_cifar10_gpu.json'))
 
 
-def arguments():
-    p = argparse.ArgumentParser(prog='python -m tests.bench.sela_gpu', description=__doc__,
+def arguments(program, description, options):
+    "The options of a command line; without a CUDA device, and none other asked for, it ends here."
+    p = argparse.ArgumentParser(prog=f'python -m tests.bench.{program}', description=description,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in OPTIONS.items():
+    for name, value in options.items():
         option = f'--{name.replace("_", "-")}'
         p.add_argument(option, type=type(value), default=value, help=f'{value} unless given')
-    return p.parse_args()
+    o = p.parse_args()
+    if o.device == 'cuda' and not torch.cuda.is_available(): sys.exit('no CUDA device here: nothing was measured')
+    return o
+
+
+def images(o):
+    "The training images and the test images."
+    options = dict(limit=o.limit) if o.limit else {}
+    return (load(o.dataset, split, o.data, **options) for split in ('train', 'test'))
+
+
+def train(trainer, minutes, epochs):
+    "Train to the end, or end the program with code 3 before the minutes are over."
+    trainer.train(seconds=60 * minutes - (time.monotonic() - START))
+    print(*time_budget(trainer.history), sep='\n')
+    if trainer.done: return
+    print(f'{len(trainer.history)} of {epochs} epochs are done; the same command continues')
+    sys.exit(3)
+
+
+def device_name(device): return torch.cuda.get_device_name() if device == 'cuda' else 'CPU'
 
 
 def ten_heads(device, n=50_000, k=128, heads=10):
@@ -59,25 +80,19 @@ def neighbours(model, train, test):
 
 
 def main():
-    o = arguments()
-    if o.device == 'cuda' and not torch.cuda.is_available(): sys.exit('no CUDA device here: nothing was measured')
-    options = dict(limit=o.limit) if o.limit else {}
-    train, test = (load(o.dataset, split, o.data, **options) for split in ('train', 'test'))
+    o = arguments('sela_gpu', __doc__, OPTIONS)
+    seen, test = images(o)
     model = SeLa(recipe=o.recipe, backbone=o.backbone, augment=o.augment, epochs=o.epochs, n_label_updates=o.epochs,
                  seed=o.seed, device=o.device, amp=o.amp, run_dir=o.run_dir, resume=True)
-    trainer = model.prepare(train)
+    trainer = model.prepare(seen)
     path = Path(o.run_dir) / 'untrained.json'
-    if not path.is_file(): write_json(path, dict(knn=neighbours(model, train, test)))
-    trainer.train(seconds=60 * o.minutes - (time.monotonic() - START))
-    print(*time_budget(trainer.history), sep='\n')
-    if not trainer.done:
-        print(f'{len(trainer.history)} of {o.epochs} epochs are done; the same command continues')
-        sys.exit(3)
+    if not path.is_file(): write_json(path, dict(knn=neighbours(model, seen, test)))
+    train(trainer, o.minutes, o.epochs)
     model.finish()
-    device = torch.cuda.get_device_name() if o.device == 'cuda' else 'CPU'
-    record = dict(command='python -m tests.bench.sela_gpu', device=device, torch=torch.__version__, n=len(train),
+    record = dict(command='python -m tests.bench.sela_gpu', device=device_name(o.device), torch=torch.__version__,
+                  n=len(seen),
                   backbone=o.backbone, epochs=o.epochs, amp=o.amp, sinkhorn=ten_heads(o.device),
-                  knn=neighbours(model, train, test), knn_untrained=json.loads(path.read_text())['knn'],
+                  knn=neighbours(model, seen, test), knn_untrained=json.loads(path.read_text())['knn'],
                   results=model.results_, budget=time_budget(trainer.history))
     write_json(o.record, record)
     print(record)

@@ -22,12 +22,11 @@ from ...core.errors import InputError
 from ...core.files import as_path
 from ...k_rules import RULES
 from .rates import POLICIES, rate_policy
-from ..config import RunConfig, own_recipe
+from ..config import RunConfig, as_given, own_recipe
 
 # %% ../../../nbs/methods/anchor_neighbourhoods/02_config.ipynb #ef135210
 ROUNDS = 'rounds'       # folder of a run, with a file for every round
 
-def _as_given(value): return value
 def _text(value): return None if value is None else str(value)
 
 def _network(name):
@@ -106,30 +105,30 @@ class ANDConfig(RunConfig):
     num_workers: int | None = param(None, low=1, runtime=True) # threads that decode image files; None: cores plus two
 
     aliases = dict(             # the original's name -> the name here, and how its value is read
-        data_root=('data_dir', _as_given),
+        data_root=('data_dir', as_given),
         network=('backbone', _network),
-        low_dim=('dim', _as_given),
-        max_epoch=('epochs', _as_given),
-        max_round=('rounds', _as_given),
-        iter_size=('accumulate', _as_given),
-        display_freq=('log_every', _as_given),
-        ANs_select_rate=('select_rate', _as_given),
-        ANs_size=('n_neighbours', _as_given),
-        npc_temperature=('temperature', _as_given),
-        npc_momentum=('memory_momentum', _as_given),
-        base_lr=('lr', _as_given),
-        workers_num=('num_workers', _as_given),
-        resize=('view_resize', _as_given),
+        low_dim=('dim', as_given),
+        max_epoch=('epochs', as_given),
+        max_round=('rounds', as_given),
+        iter_size=('accumulate', as_given),
+        display_freq=('log_every', as_given),
+        ANs_select_rate=('select_rate', as_given),
+        ANs_size=('n_neighbours', as_given),
+        npc_temperature=('temperature', as_given),
+        npc_momentum=('memory_momentum', as_given),
+        base_lr=('lr', as_given),
+        workers_num=('num_workers', as_given),
+        resize=('view_resize', as_given),
         scale=('view_scale', _text),
         ratio=('view_ratio', _text),
         colorjitter=('view_jitter', _text),
-        random_grayscale=('view_grey', _as_given),
-        random_horizontal_flip=('view_flip', _as_given),
+        random_grayscale=('view_grey', as_given),
+        random_horizontal_flip=('view_flip', as_given),
         means=('view_mean', _text),
         stds=('view_std', _text),
         session=('run_dir', lambda name: str(Path('runs') / str(name))),
-        sess_dir=('run_dir', _as_given),
-        restart=('resume', _as_given),
+        sess_dir=('run_dir', as_given),
+        restart=('resume', as_given),
         gpus=('device', _device))
 
     @classmethod

@@ -172,9 +172,9 @@ class AND(Method, ANDConfig):
         return z, z[:, :0]
 
     def _score(self, rows):
-        "The score of the features during training, from the rows of the memory."
-        test = self._features_of_test()
-        return from_main(lambda: neighbour_score(rows.cpu().numpy(), self._images.labels.numpy(), self.config_, test))
+        "The score of the features during training, from the rows of the memory; the first rank finds it for all."
+        y, c = self._images.labels.numpy(), self.config_
+        return from_main(lambda: neighbour_score(rows.cpu().numpy(), y, c, self._features_of_test()))
 
     def _features_of_test(self):
         "Features and classes of the test split; `None` where there is none."

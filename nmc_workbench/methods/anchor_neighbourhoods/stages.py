@@ -112,11 +112,11 @@ class AnchorNeighbourhoods(Stage):
     def after_backward(self): self.memory.update(*self._last)
 
     def after_epoch(self, epoch):
-        number, within = self.round_of(epoch)
-        row = dict(round=number, n_anchors=int((self.position >= 0).sum()))
+        (number, within), found = self.round_of(epoch), self.anchors
+        row = dict(round=number, n_anchors=len(found))
         labels, last = self._classes(), within + 1 == self.per_round
-        if labels is not None and row['n_anchors']: row['consistency'] = self.anchors.consistency(labels)
-        if row['n_anchors']: row |= self._entropies()
+        if labels is not None and len(found): row['consistency'] = found.consistency(labels)
+        if len(found): row |= _entropies(found)
         due = (within + 1) % (self.config.score_every or self.per_round) == 0
         if self.score and (last or due): row['neighbours'] = self.score(self.memory.rows)
         self.labels = self.read_out(self.memory.rows) if last and self.read_out else None
@@ -126,11 +126,6 @@ class AnchorNeighbourhoods(Stage):
         "The classes of all samples, or `None` where some are not known."
         y = self.batches.images.labels
         return None if y is None or (y < 0).any() else y
-
-    def _entropies(self):
-        "The mean entropy of all samples, of anchors and of instances, in nats."
-        found = self.anchors.statistics()
-        return {f'entropy_{k}': v['mean'] for k, v in found.items() if v['mean'] is not None}
 
     def assigned(self): return self.labels
 
@@ -148,6 +143,10 @@ class AnchorNeighbourhoods(Stage):
                 raise ValueError(f'{name} is not of shape {tuple(tensor.shape)}')
             tensor.copy_(given)
 
+def _entropies(anchors):
+    "The mean entropy of all samples, of anchors and of instances, in nats."
+    return {f'entropy_{k}': v['mean'] for k, v in anchors.statistics().items() if v['mean'] is not None}
+
 def optimiser(
     config: ANDConfig, # filled
     parameters: list, # that learn
@@ -164,34 +163,35 @@ def optimiser(
     return torch.optim.SGD(parameters, c.lr, c.momentum, c.dampening, c.weight_decay, c.nesterov)
 
 # %% ../../../nbs/methods/anchor_neighbourhoods/03_stages.ipynb #b1aa42aa
+def _scores_of_round(rows, number):
+    "The scores that the rows of a log have of a round."
+    return [r['neighbours'] for r in rows if r['round'] == number and 'neighbours' in r]
+
+def _round_name(number, n_anchors): return f'{number:04}-{n_anchors:05}'
+
 class RoundFiles(Callback):
     "A callback that keeps a file for every round, of its best epoch."
     def __init__(self,
         folder: str | Path, # of the run
         stage: AnchorNeighbourhoods, # whose memory a checkpoint keeps when training has ended
     ):
-        self.folder, self.stage, self.best = Path(folder) / ROUNDS, stage, None
+        self.folder, self.stage = Path(folder) / ROUNDS, stage
 
     def on_epoch_end(self, trainer, row):
-        stage, score = self.stage, row.get('neighbours')
-        within = stage.round_of(row['epoch'])[1]
-        if not within: self.best = None
-        if score is None: better = self.best is None and within + 1 == stage.per_round
-        else: better = self.best is None or score >= self.best
-        if score is not None and better: self.best = score
-        if better and trainer.main: self._write(stage, row)
+        score, (number, within) = row.get('neighbours'), self.stage.round_of(row['epoch'])
+        before = _scores_of_round(trainer.history[:-1], number)
+        if score is None: better = not before and within + 1 == self.stage.per_round
+        else: better = score >= max(before, default=score)
+        if better and trainer.main: self._write(self.stage, row)
 
     def _write(self, stage, row):
         self.folder.mkdir(exist_ok=True)
-        path = self.folder / f'{row["round"]:04}-{row["n_anchors"]:05}.ckpt'
+        path = self.folder / f'{_round_name(row["round"], row["n_anchors"])}.ckpt'
         write_torch(path, round_state(stage, row, self.folder.parent.name))
 
-    def state(self):
-        kept = dict(memory=self.stage.kept()) if self.stage.over else {}
-        return kept | ({} if self.best is None else dict(best=self.best))
+    def state(self): return dict(memory=self.stage.kept()) if self.stage.over else {}
 
     def load_state(self, state):
-        self.best = state.get('best')
         if 'memory' in state: self.stage.take_back(state['memory'])
 
 def round_state(
@@ -216,13 +216,13 @@ class RoundLog(Callback):
         folder: str | Path, # of the run
         config: ANDConfig, # filled
     ):
-        self.folder, self.config, self.writers, self.best = Path(folder), config, {}, None
+        self.folder, self.config, self.writers = Path(folder), config, {}
 
     def on_steps(self, trainer, stage, logs, first):
         if not trainer.main or not self.config.log_tfb: return
         number, within = stage.round_of(trainer.next_epoch)
         rate, every = stage.optimisers['main'].param_groups[0]['lr'], self.config.log_every or 1
-        name = f'{number:04}-{int((stage.position >= 0).sum()):05}'
+        name = _round_name(number, int((stage.position >= 0).sum()))
         for i, log in enumerate(logs, first):
             if i % every: continue
             at = within * len(stage.batches) + i
@@ -230,15 +230,15 @@ class RoundLog(Callback):
             self._scalar(name, 'Train/Learning_Rate', rate, at)
 
     def on_epoch_end(self, trainer, row):
+        if not trainer.main: return
         stage, score = trainer.stage, row.get('neighbours')
         number, within = stage.round_of(row['epoch'])
-        self.best = score if within == 0 or self.best is None else max(self.best, score or 0.)
-        if not trainer.main: return
         if self.config.log_file: self._line(stage, row, within)
-        if score is not None: self._scalar(f'{number:04}-{row["n_anchors"]:05}', 'Evaluate/Rank-1', score, within)
+        if score is not None: self._scalar(_round_name(number, row['n_anchors']), 'Evaluate/Rank-1', score, within)
         if within + 1 < stage.per_round: return
+        best = max(_scores_of_round(trainer.history, number), default=None)
         for tag, value in (('ANs/Number', row['n_anchors']), ('ANs/Consistency', row.get('consistency', 0.)),
-                           ('Evaluate/best_acc', self.best)):
+                           ('Evaluate/best_acc', best)):
             if value is not None: self._scalar('global', tag, value, number)
         self._close()
 
@@ -261,9 +261,6 @@ class RoundLog(Callback):
     def _close(self):
         for writer in filter(None, self.writers.values()): writer.close()
         self.writers.clear()
-
-    def state(self): return {} if self.best is None else dict(best=self.best)
-    def load_state(self, state): self.best = state.get('best')
 
 def _writer(folder, step):
     "A writer of events that replaces those from `step` on; `None` where tensorboard is not installed."

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from ...augment.presets import NORMALISED
 from ...core.config import param
 from ...lloyd import ENGINES
-from ..config import RunConfig, own_recipe
+from ..config import RunConfig, as_given, own_recipe
 from ...optim import warmup_cosine
 
 # %% ../../../nbs/methods/deep_cluster/00_config.ipynb #5a683d49
 _OPTIMISERS, _HEADS = ('sgd', 'adam'), ('new', 'keep', 'match')
 _LOSSES, _CONTRASTS = ('cross_entropy', 'l1', 'l2', 'mse'), ('none', 'labels', 'views')
 
-def _as_given(value): return value
 def _lower(value): return str(value).lower()
 def _if_on(chosen): return lambda on: chosen if on else None
 def _loss(name): return 'cross_entropy' if _lower(name) == 'crossentropy' else _lower(name)
@@ -90,37 +89,37 @@ class DeepClusterConfig(RunConfig):
 
     aliases = dict(             # the variant's name -> the name here, and how its value is read
         arch=('backbone', _lower),
-        input_dim=('input_channels', _as_given),
-        num_classes=('n_clusters', _as_given),
-        reassign_optimizer_tl=('restart_head_optimizer', _as_given),
-        reassign_clustering=('restart_clustering', _as_given),
+        input_dim=('input_channels', as_given),
+        num_classes=('n_clusters', as_given),
+        reassign_optimizer_tl=('restart_head_optimizer', as_given),
+        reassign_clustering=('restart_clustering', as_given),
         optimizer_tl=('head_optimizer', _lower),
-        lr_tl=('head_lr', _as_given),
-        momentum_tl=('head_momentum', _as_given),
-        weight_decay_tl=('head_weight_decay', _as_given),
-        beta1_tl=('head_beta1', _as_given),
-        beta2_tl=('head_beta2', _as_given),
+        lr_tl=('head_lr', as_given),
+        momentum_tl=('head_momentum', as_given),
+        weight_decay_tl=('head_weight_decay', as_given),
+        beta1_tl=('head_beta1', as_given),
+        beta2_tl=('head_beta2', as_given),
         loss_fn=('loss', _loss),
         pca_method=('pca_engine', _lower),
-        pca_reduction=('pca_dim', _as_given),
-        pca_whitening=('whiten', _as_given),
+        pca_reduction=('pca_dim', as_given),
+        pca_whitening=('whiten', as_given),
         clustering=('engine', _lower),
-        ds_split=('split', _as_given),
+        ds_split=('split', as_given),
         ds_train=('split', lambda on: 'train' if on else 'test'),
         metrics=('metrics_dir', _if_on('metrics')),
         checkpoint=('checkpoint_every', _if_on(1)),
-        checkpoint_file=('run_dir', _as_given),
+        checkpoint_file=('run_dir', as_given),
         contrastive_strategy_1=('contrast', _if_on('labels')),
         contrastive_strategy_2=('contrast', _if_on('views')),
         remove_head=('head', lambda on: 'new' if on else 'keep'),
-        augmentation_resize=('view_resize', _as_given),
-        augmentation_random_crop=('view_crop', _as_given),
-        augmentation_random_rotation=('view_rotation', _as_given),
-        augmentation_random_horizontal_flip=('view_flip', _as_given),
-        augmentation_random_vertical_flip=('view_vertical_flip', _as_given),
-        augmentation_color_jitter=('view_jitter', _as_given),
-        augmentation_random_autocontrast=('view_autocontrast', _as_given),
-        augmentation_random_equalize=('view_equalize', _as_given))
+        augmentation_resize=('view_resize', as_given),
+        augmentation_random_crop=('view_crop', as_given),
+        augmentation_random_rotation=('view_rotation', as_given),
+        augmentation_random_horizontal_flip=('view_flip', as_given),
+        augmentation_random_vertical_flip=('view_vertical_flip', as_given),
+        augmentation_color_jitter=('view_jitter', as_given),
+        augmentation_random_autocontrast=('view_autocontrast', as_given),
+        augmentation_random_equalize=('view_equalize', as_given))
 
     @property
     def k(self) -> int:

@@ -30,6 +30,7 @@ from ...core.errors import InputError, TrainingError
 from ...core.files import write_file
 from ...core.ranks import from_main, rank_and_world
 from ...core.seeds import generator, seed_of
+from ...lloyd import cluster_sums
 from ...losses import label_contrast, nt_xent
 from .config import DeepClusterConfig, rates
 from ...metrics import accuracy, nmi
@@ -105,8 +106,8 @@ def drift(
 ) -> float: # 0: no cluster moved; 1: by as much as clusters are spread
     "Root mean squared distance of the clusters' means before and after, over the spread of the means."
     def means(labels):
-        sizes = labels.bincount(minlength=k).clamp(min=1)
-        return features.new_zeros(k, features.shape[1]).index_add_(0, labels, features) / sizes[:, None]
+        sums, sizes = cluster_sums(features, labels, k)
+        return sums / sizes.clamp(min=1)[:, None]
     a, b = means(before), means(after)
     return float(((a - b).square().sum() / (a - a.mean(0)).square().sum().clamp(min=1e-12)).sqrt())
 
@@ -287,8 +288,8 @@ class AlternateClustering(Stage):
 
 def _means(z, labels, k):
     "The mean (k, c) of each cluster; of one that is empty, any row."
-    sizes = labels.bincount(minlength=k)
-    means = z.new_zeros(k, z.shape[1]).index_add_(0, labels, z) / sizes.clamp(min=1)[:, None]
+    sums, sizes = cluster_sums(z, labels, k)
+    means = sums / sizes.clamp(min=1)[:, None]
     return torch.where(sizes[:, None] > 0, means, z[:k] if len(z) >= k else z[0])
 
 # %% ../../../nbs/methods/deep_cluster/01_stages.ipynb #9e5e4e87

@@ -23,7 +23,7 @@ import torch
 from ...core.checks import accepts, choice, finite_rows, real, whole
 from ...core.config import convert, param
 from ...core.seeds import generator
-from ..config import RunConfig, own_recipe
+from ..config import RunConfig, as_given, own_recipe
 from ...optim import warmup_cosine
 
 # %% ../../../nbs/methods/sela/00_config.ipynb #9b0fb9ae
@@ -40,7 +40,6 @@ def weight_decay_of(
 _SCHEDULES = ('steps', 'cifar', 'cosine', 'constant')
 _SPACINGS = ('quadratic', 'linear')
 
-def _as_given(value): return value
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SeLaConfig(RunConfig):
@@ -74,20 +73,20 @@ class SeLaConfig(RunConfig):
     log_steps: int = param(0, low=0, runtime=True) # steps between losses in the log; 0: their mean over an epoch alone
 
     aliases = dict(             # the original's name -> the name here, and how its value is read
-        ncl=('n_clusters', _as_given),
-        hc=('n_heads', _as_given),
-        arch=('backbone', _as_given),
-        archspec=('backbone_width', _as_given),
-        augs=('augment', _as_given),
-        paugs=('label_augment', _as_given),
-        nopts=('n_label_updates', _as_given),
-        times=('label_spacing', _as_given),
-        lamb=('power', _as_given),
-        lrdrop=('lr_drop', _as_given),
+        ncl=('n_clusters', as_given),
+        hc=('n_heads', as_given),
+        arch=('backbone', as_given),
+        archspec=('backbone_width', as_given),
+        augs=('augment', as_given),
+        paugs=('label_augment', as_given),
+        nopts=('n_label_updates', as_given),
+        times=('label_spacing', as_given),
+        lamb=('power', as_given),
+        lrdrop=('lr_drop', as_given),
         wd=('weight_decay', weight_decay_of),
-        workers=('num_workers', _as_given),
-        log_intv=('filters_every', _as_given),
-        log_iter=('log_steps', _as_given))
+        workers=('num_workers', as_given),
+        log_intv=('filters_every', as_given),
+        log_iter=('log_steps', as_given))
 
 # %% ../../../nbs/methods/sela/00_config.ipynb #d98cb933
 @accepts(epoch=whole(0), epochs=whole(1), lr=real(above=0), schedule=choice(*_SCHEDULES), lr_drop=whole(1))
