@@ -6,8 +6,9 @@ from setuptools import find_packages, setup
 parser = ConfigParser(delimiters=['='])
 parser.read('settings.ini', encoding='utf-8')
 c = parser['DEFAULT']
-packages = {name: shlex.split(c[f'{name}_requirements']) for name in ('look', 'dev', 'docs', 'gpu', 'heic', 'layers')}
-packages['dev'] += packages['look'] + packages['docs']
+extras = 'look', 'dev', 'docs', 'gpu', 'heic', 'layers', 'encoders'
+packages = {name: shlex.split(c[f'{name}_requirements']) for name in extras}
+packages['dev'] += packages['look'] + packages['docs'] + packages['encoders']
 
 setup(
     name=c['lib_name'], version=c['version'], description=c['description'],

@@ -222,6 +222,9 @@ CUT_TILES = '''() => {
   return cut;
 }'''
 
+CUT_TITLES = '''() => [...document.querySelectorAll(".jupyter-widget-TabPanel-tabBar .lm-TabBar-tabLabel")].filter(
+  (e) => e.offsetParent && e.scrollWidth > e.clientWidth + 1).map((e) => e.innerText)'''
+
 
 @pytest.mark.parametrize('width, height, theme', [(1280, 800, 'light'), (1280, 800, 'dark'), (1920, 1080, 'light')])
 def test_one_screen(new_page, lab, runs, width, height, theme):
@@ -239,7 +242,8 @@ def test_one_screen(new_page, lab, runs, width, height, theme):
         assert 0 <= left < right <= width and 0 <= top < bottom <= height - 24, selector        # a status line below
     assert page.evaluate(CUT_TILES) == []
     tabs = page.locator('.jupyter-widget-TabPanel-tabBar .lm-TabBar-tab:visible')
-    assert tabs.all_inner_texts() == ['matrix', 'sizes', 'curves']
+    assert tabs.all_inner_texts() == ['matrix', 'sizes', 'curves', 'table', 'marks', 'duplicates']
+    assert page.evaluate(CUT_TITLES) == []
     for i in range(3):
         tabs.nth(i).click()
         page.wait_for_function('[...document.querySelectorAll(".js-plotly-plot")].filter(e => e.offsetParent)'

@@ -25,8 +25,9 @@ def explorer(tmp_path):
 
 
 def test_matrix_and_curves_stand_on_tabs(explorer, tmp_path, tiny_run):
-    assert explorer._tabs.titles == ('matrix', 'sizes', 'curves') and explorer._tabs.selected_index == 0
-    assert explorer._tabs.children == (explorer.matrix, explorer.bars, explorer.curves)
+    titles = 'matrix', 'sizes', 'curves', 'table', 'marks', 'duplicates'
+    assert explorer._tabs.titles == titles and explorer._tabs.selected_index == 0
+    assert explorer._tabs.children[:4] == (explorer.matrix, explorer.bars, explorer.curves, explorer.cluster_table)
     hills = Explorer(shutil.copytree(tiny_run('nmc'), tmp_path / 'hills'), map_method='pca')
     assert hills.ui is not None and hills._tabs.titles[0] == 'threshold'
 
@@ -105,10 +106,13 @@ def test_one_of_a_thing_has_no_s(explorer):
     assert '1 sample<br>' in bars_figure([0], np.array([1]), np.array([.5])).data[0].customdata[0]
 
 
-def test_a_click_on_a_tile_of_a_selection_opens_it_large(explorer):
+def test_a_click_on_a_tile_opens_it_large(explorer):
     e = explorer
-    e.tiles.heard(dict(click=int(e.tiles.shown[0])))            # nothing is selected: it is selected
-    assert len(e.selected) == 1 and e.tiles.enlarged is None
+    first, second = map(int, e.tiles.shown[:2])
+    e.tiles.heard(dict(click=first))
+    assert e.tiles.enlarged == first and not len(e.selected)
+    e.tiles.heard(dict(large='next'))                           # without a selection, the next of the page
+    assert e.tiles.enlarged == second
     e.select(np.arange(5, 12))
     order = e.tiles.shown.tolist()
     e.tiles.heard(dict(click=order[0]))

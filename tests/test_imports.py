@@ -28,8 +28,9 @@ LATE = ('plotly', 'matplotlib', 'pandas', 'faiss', 'umap', 'IPython', 'ipywidget
 # Each module in its own process that has not loaded anything of the package: a fork of one that has loaded what every
 # module may. Newer versions of scikit-learn load pandas if it is installed; what these libraries load is not counted.
 NURSERY = """
-import importlib, json, os, sys, traceback
+import gc, importlib, json, os, sys, traceback
 import numpy, scipy, sklearn.base, sklearn.cluster, sklearn.metrics, torch, torchvision, tqdm.auto, PIL.Image
+gc.disable()                # it would walk through all that torch has made, in every fork
 before = set(sys.modules)
 late, modules = json.loads(sys.argv[1])
 assert not [m for m in before if m.split('.')[0] == 'nmc_workbench']

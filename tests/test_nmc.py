@@ -29,7 +29,7 @@ from . import killed
 from .bench.bench_nmc import mixture
 
 OPEN = {'limit', 'size', 'n_clusters', 'run_dir', 'recipe', 'cfgs', 'num_workers', 'encoder_weights', 'augment',
-        'embedding_dim', 'tau', 'encoder'}
+        'embedding_dim', 'tau', 'encoder', 'encoder_views', 'features_dir'}
 SMALL = dict(epochs=20, batch_size=100, potential_hidden=32, device='cpu')
 
 
@@ -315,7 +315,7 @@ def test_a_torchvision_encoder_from_a_local_file(tmp_path):
 
 def test_weights_that_are_not_to_be_had(monkeypatch, tmp_path):
     def no_network(*args, **kwargs): raise urllib.error.URLError('no route to host')
-    monkeypatch.setattr(nmc_encoders, 'load_state_dict_from_url', no_network)
+    monkeypatch.setattr('nmc_workbench.nets.encoders.load_state_dict_from_url', no_network)
     images = np.zeros((20, 3, 32, 32), np.uint8)
     message = (r'the weights of torchvision:resnet18 are not to be had .*put resnet18-\w+\.pth from https.* '
                r'at .*checkpoints/resnet18-\w+\.pth, or give encoder_weights')

@@ -230,12 +230,15 @@ def test_every_parameter_is_documented():
         assert len(comments[f.name]) > 5 and f.metadata and not comments[f.name].endswith('.'), f.name
 
 
+ENCODER = 'encoder', 'encoder_weights', 'encoder_views', 'input_size', 'features_dir'
+
+
 @pytest.mark.parametrize('name', RECIPES)
 def test_recipes_set_every_open_parameter(name):
     config = SeLaConfig(**RECIPES[name]).checked()
     left = {f for f in SeLaConfig.names() if getattr(config, f) is None}
     assert left <= {'limit', 'size', 'n_clusters', 'recipe', 'cfgs', 'run_dir', 'backbone_width', 'start_from',
-                    'label_augment', 'num_workers', 'comment'}, left
+                    'label_augment', 'num_workers', 'comment', *ENCODER}, left
 
 
 def test_predict_agrees_with_the_fit_and_survives_the_disk(run, digits):

@@ -10,6 +10,7 @@ this library. Loading torch, torchvision and scikit-learn takes four seconds; a 
 It runs with the environment, the folder and the files of who asked, in a session of its own; signals are passed
 on, and it ends when its caller does. Where variables that libraries read as they are loaded differ, Python itself
 runs it."""
+import gc
 import json
 import os
 import select
@@ -51,6 +52,7 @@ def serve(place):
     "Fork for every caller until standard input closes; returns in the forks, with what they are asked to run."
     known = early(os.environ)
     load()                                      # some set variables of their own
+    gc.freeze()                                 # no fork walks through all that the libraries made
     server = socket.socket(socket.AF_UNIX)
     server.bind(f'{place}.draft')
     server.listen(64)

@@ -156,6 +156,7 @@ class Augment:
     def _shake(self, points, source):
         if points.dtype != torch.float32 or points.dim() != 2:
             raise InputError(f'points are {points.dtype} {tuple(points.shape)}; expected float32 [B, D]')
+        points = self.operations[0].pick(source, points)
         if self.standard is not None:
             centre, spread = (t.to(points.device) for t in self.standard)
             points = (points - centre) / spread

@@ -16,7 +16,7 @@ from ..core.checks import accepts, optional, whole, real
 from .compose import Augment
 from .operations import Affine, Blur, Brightness, CentreCrop, ColorJitter, Flip, Grey, Normalise
 from .operations import AutoContrast, Equalise
-from .operations import PadCrop, Perspective, PointNoise, Resize, ResizedCrop, Solarise
+from .operations import CachedView, PadCrop, Perspective, PointNoise, Resize, ResizedCrop, Solarise
 from ..core.config import named
 from ..core.errors import InputError, one_of, shown
 
@@ -124,6 +124,10 @@ def _spiral(size, noise=.2):
     if size: raise InputError(f'size={size}: points have no size; leave it out')
     return Augment([PointNoise(noise)])
 
+def _cached(size, n=1):
+    if size: raise InputError(f'size={size}: features have no size; leave it out')
+    return Augment([CachedView(n=n)], plain=[CachedView(n=n, drawn=False)])
+
 @accepts(size=optional(whole(1)), shift=real(0, 1))
 def digits_preset(
     size: int | None = None, # pixels of the result; `None` keeps the images'
@@ -144,7 +148,7 @@ _PRESETS = dict(cifar_sup=_cifar_sup, cifar_simclr_norm=_cifar_simclr_norm, cifa
                 stl10_contrastive=_stl10_contrastive, imagenet=_imagenet,
                 fashionmnist=_fashionmnist, fmnist=_fashionmnist, mnist=_mnist, digits=digits_preset, coil=_coil,
                 nmc=_nmc, sela=_sela, sela_cifar=_sela_cifar,
-                deepcluster=_deepcluster, views=_views, anchors=_anchors, spiral=_spiral)
+                deepcluster=_deepcluster, views=_views, anchors=_anchors, spiral=_spiral, cached=_cached)
 
 def presets() -> list[str]:
     "The names that `preset` knows."

@@ -39,6 +39,12 @@ class RunConfig(Config):
     split: str = param('train') # split to cluster
     limit: int | None = param(None, low=2) # size of a stratified subset to use, always the same one; None: all images
     size: int | None = param(None, low=4) # side of the images in pixels, for data sets that come in several sizes
+    # Frozen encoder
+    encoder: str | None = param(None) # train on features of this network, such as torchvision:resnet18; None: on pixels
+    encoder_weights: str | None = param(None) # file of its weights; None: the library's download
+    input_size: int | None = param(None, low=8) # side of the images that it sees, in pixels; None: its own
+    encoder_views: int | None = param(None, low=0) # augmented views of every image whose features are kept
+    features_dir: str | None = param(None, runtime=True) # where they are kept; None: beside the run, in features/
     # Run
     device: str = param('auto', runtime=True) # auto, cpu, cuda, cuda:1, mps
     amp: str = param('off', choices=AMP) # mixed precision: off, bf16, fp16

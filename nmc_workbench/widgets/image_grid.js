@@ -9,15 +9,18 @@ const CAPTIONED = 'display:inline-block;vertical-align:top;margin:0 4px 6px 0;te
 const LARGE = 'background:#fff;color:#222;font:12px sans-serif;line-height:1.3;display:flex;gap:12px;' +
   'padding:8px;box-sizing:border-box;overflow:auto';
 const BUTTON = 'border:1px solid #ccc;border-radius:3px;background:#fff;color:#222;cursor:pointer;margin-right:4px;' +
-  'font:12px sans-serif;padding:2px 8px';
+  'font:12px sans-serif;padding:2px 7px;margin-bottom:4px';
 const BUTTONS = [['back', '‹', 'the image before (left arrow)'], ['next', '›', 'the next image (right arrow)'],
-  ['take out', 'take out', 'take it out of the selection'], ['close', 'close', 'back to the tiles (Esc)']];
+  ['close', 'close', 'back to the tiles (Esc)'],
+  ['find similar', 'find similar', 'select the images most like it, over the whole set'],
+  ['take out', 'take out', 'take it out of the selection'], ['pick', 'pick', 'add it to the selection']];
+const SMALL = 36;               // screen pixels of the images beside a large one
 const PRESSED = {ArrowLeft: 'back', ArrowRight: 'next', Escape: 'close'};
 
 export default { render({model, el}) {
   const whole = make(el, 'div', 'position:relative;background:#fff');
   const box = make(whole, 'div', BOX, {className: 'nmc-tiles'});
-  let address = null, s = {}, turn = 0, large = null, shownLarge = null;
+  let address = null, s = {}, turn = 0, large = null, shownLarge = null, shownStrip = null;
 
   function mark() {
     const chosen = new Set(s.marked);
@@ -66,8 +69,8 @@ export default { render({model, el}) {
   }
   function open() {             // one image large, beside what is known of it
     large?.remove();
-    if (shownLarge) URL.revokeObjectURL(shownLarge);
-    large = shownLarge = null;
+    for (const a of [shownLarge, shownStrip]) if (a) URL.revokeObjectURL(a);
+    large = shownLarge = shownStrip = null;
     if (!s.large) return;
     large = document.createElement('div');
     whole.prepend(large);
@@ -81,11 +84,30 @@ export default { render({model, el}) {
       image.onload = () => { if (image.naturalHeight < 128) image.style.imageRendering = 'pixelated'; };
     }
     const beside = make(large, 'div', 'flex:1 1 160px;min-width:150px');
-    const tools = make(beside, 'div', 'margin-bottom:8px');
-    for (const [name, textContent, title] of BUTTONS)
+    const tools = make(beside, 'div', 'margin-bottom:4px');
+    for (const [name, textContent, title] of BUTTONS) {
+      if (name === (s.large.picked ? 'pick' : 'take out')) continue;
       make(tools, 'button', BUTTON, {textContent, title}).onclick = () => model.send({large: name});
+    }
     s.large.lines.forEach((textContent, k) => make(beside, 'div', 'overflow-wrap:anywhere;user-select:text;' +
       `margin-bottom:4px;font-weight:${k ? 'normal' : 'bold'}`, {textContent}));
+    if (s.large.near?.index.length) neighbours(beside, s.large.near);
+  }
+  function neighbours(parent, {index, texts, side, columns, type}) {
+    make(parent, 'div', 'margin:8px 0 2px;color:#555', {textContent: 'most like it'});
+    if (s.strip.byteLength) shownStrip = url(s.strip, type);
+    const zoom = SMALL / side;
+    index.forEach((i, k) => {
+      const look = `display:inline-block;width:${SMALL}px;height:${SMALL}px;margin:0 3px 3px 0;border-radius:2px;` +
+        'border:1px solid #ccc;cursor:pointer;overflow:hidden;vertical-align:top';
+      const t = make(parent, 'div', look, {className: 'nmc-near', title: texts[k]});
+      t.dataset.i = i;
+      t.onclick = () => model.send({near: i});
+      if (!shownStrip) return word(t, texts[k]);
+      t.style.background = `url(${shownStrip}) ${-(k % columns) * SMALL}px ${-Math.floor(k / columns) * SMALL}px / ` +
+        `${columns * side * zoom}px auto`;
+      t.style.imageRendering = zoom > 1 ? 'pixelated' : 'auto';
+    });
   }
   const quiet = keys(whole, e => {
     if (!large || !PRESSED[e.key]) return;
@@ -133,6 +155,6 @@ export default { render({model, el}) {
   sized.observe(whole);
   return () => {
     forget(); quiet(); sized.disconnect(); turn++;
-    for (const a of [address, shownLarge]) if (a) URL.revokeObjectURL(a);
+    for (const a of [address, shownLarge, shownStrip]) if (a) URL.revokeObjectURL(a);
   };
 } };

@@ -25,7 +25,7 @@ from .base import PageWidget, css_length
 
 # %% ../../nbs/widgets/03_image_grid.ipynb #2793433a
 LARGEST = 128 # pixels per side: larger images are made smaller for their tile
-LARGE_BUTTONS = 'back', 'next', 'take out', 'close' # beside an image that is shown large
+LARGE_BUTTONS = 'back', 'next', 'take out', 'pick', 'find similar', 'close' # beside an image that is shown large
 LOSSLESS = 64 # pixels per side up to which the picture is a PNG, above which a JPEG
 
 @accepts(pixels=a_tensor(4, kind='whole'), columns=whole(1))
@@ -84,7 +84,8 @@ class Tiles(PageWidget):
             raise InputError(f'images are {shown(images, 60)}; expected Images, or uint8 (n, C, H, W)')
         self.images = None if images is None or getattr(images, 'is_points', False) else images
         self.ids, self.width, self.shown = ids, width, np.zeros(0, int)
-        self._click = self._held = self._heading = self._large = None
+        self._click = self._held = self._heading = self._large = self._on_near = None
+        self._near = []
         self.tell(height='' if height is None else css_length(height))
         self.show([])
 
@@ -123,11 +124,24 @@ class Tiles(PageWidget):
     def enlarge(self,
         i: int | None, # position of a sample; None: the page of tiles is shown again
         lines=(), # of text beside the image
+        near=(), # positions of other images, such as those most like it, shown small below the text
+        near_texts=(), # one per image of `near`, for the pointer
+        picked: bool = True, # offer to take it out of the selection; False: to pick it
+        pixels=None, # (C, H, W) uint8, a larger picture of it; None: the set's
     ):
         "Show one image large, with what is known of it."
         if i is None: return self.tell(large=None)
-        picture, kind = (b'', '') if self.images is None else _large_picture(take_pixels(self.images, [i])[0].cpu())
-        self.tell(large=dict(i=int(i), lines=list(map(str, lines)), type=kind), picture=picture)
+        picture, kind = (b'', '') if self.images is None else self._large_of(i, pixels)
+        self._near, near = list(map(int, near)), np.asarray(near, int)
+        columns = int(np.ceil(len(near)**.5)) or 1
+        strip, strip_kind, side = self._sprite(near, columns)
+        texts = list(map(str, near_texts)) or [str(j) for j in self._near]
+        shown = dict(type=strip_kind, side=side, columns=columns, index=self._near, texts=texts)
+        self.tell(large=dict(i=int(i), lines=list(map(str, lines)), type=kind, near=shown, picked=bool(picked)),
+                  picture=picture, strip=strip)
+
+    def _large_of(self, i, pixels):
+        return _large_picture(take_pixels(self.images, [i])[0].cpu() if pixels is None else torch.as_tensor(pixels))
 
     @property
     def enlarged(self) -> int | None:
@@ -136,10 +150,11 @@ class Tiles(PageWidget):
         return None if large is None else large['i']
 
     def on_large(self,
-        call, # of 'back', 'next', 'take out' or 'close'
+        call, # of one of `LARGE_BUTTONS`
+        near=None, # of the position of an image that is shown small beside it, when that is clicked
     ):
         "Set the function to call when a button beside the large image is clicked."
-        self._large = call
+        self._large, self._on_near = call, near
 
     def on_click(self,
         call, # of a sample's position
@@ -160,6 +175,7 @@ class Tiles(PageWidget):
             call = self._held if content.get('held') and self._held else self._click
             call(int(content['click']))
         if self._large and content.get('large') in LARGE_BUTTONS: self._large(content['large'])
+        if self._on_near and content.get('near') in self._near: self._on_near(content['near'])
         headings = range(len(self._told['headings']))
         if self._heading and content.get('heading') in headings: self._heading(content['heading'])
 

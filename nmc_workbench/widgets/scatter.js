@@ -1,5 +1,7 @@
 // Points as one picture: colours and marks come as arrays. A change of either, of place or of zoom draws all points
-// again, which takes some milliseconds for 60,000.
+// again, which takes some milliseconds for 60,000. Of many more, MOVING are drawn while the map moves, and all when it
+// rests; while a lasso is drawn, the picture below it is kept.
+const MOVING = 150000;
 function disc(radius) {       // the pixels of a point: dx, dy, cover
   const out = [], r = Math.ceil(radius);
   for (let dy = -r; dy <= r; dy++) for (let dx = -r; dx <= r; dx++) {
@@ -32,6 +34,7 @@ export default { render({model, el}) {
   const tipText = make(tip, 'div', 'white-space:pre-line;overflow-wrap:anywhere');
   const ctx = canvas.getContext('2d');
   let s = {}, view = null, drag = null, pan = false, moved = false, hovered = -1, asked = 0, frame = 0, lasso = [];
+  let resting = 0, kept = null;
 
   function button(text, hint, act) {
     const b = make(tools, 'button', BUTTON, {textContent: text, title: hint});
@@ -75,16 +78,26 @@ export default { render({model, el}) {
   function paint() { frame ||= requestAnimationFrame(() => { frame = 0; draw(); }); }
   function resize(w, h) {
     if (canvas.width === w && canvas.height === h) return;
+    kept = null;
     canvas.width = w; canvas.height = h;
     view = null;
   }
+  function moving() {           // few points until the map rests
+    clearTimeout(resting);
+    kept = null;
+    resting = setTimeout(() => { resting = 0; paint(); }, 150);
+    paint();
+  }
   function drawPoints(w, h, ratio) {      // those that are marked over the others, which fade
+    if (kept && lasso.length > 1) return ctx.putImageData(kept, 0, 0);
     const image = ctx.createImageData(w, h), pixels = image.data.fill(255), n = s.xy.length / 2;
     const colours = s.palette.map(rgb), faded = colours.map(c => c.map(v => Math.round(.16 * v + .84 * 245)));
     const spots = disc(ratio * Math.min(4.5, Math.max(1.1, 190 / Math.sqrt(n)))), some = s.marked?.length === n;
-    for (let i = 0; i < n; i++)
+    const step = resting && n > MOVING ? Math.ceil(n / MOVING) : 1;
+    for (let i = 0; i < n; i += step)
       if (!some || !s.marked[i]) stamp(pixels, w, h, spots, i, (some ? faded : colours)[s.codes[i]]);
-    if (some) for (let i = 0; i < n; i++) if (s.marked[i]) stamp(pixels, w, h, spots, i, colours[s.codes[i]]);
+    if (some) for (let i = 0; i < n; i += step) if (s.marked[i]) stamp(pixels, w, h, spots, i, colours[s.codes[i]]);
+    kept = image;
     ctx.putImageData(image, 0, 0);
   }
   function drawTexts(ratio) {
@@ -169,11 +182,11 @@ export default { render({model, el}) {
     const [x, y] = at(e), [x0, y0] = drag.from;
     drag.far ||= Math.hypot(x - x0, y - y0) > 4;
     if (pan) { view.x = drag.x + x - x0; view.y = drag.y + y - y0; moved = true; } else lasso.push([x, y]);
-    if (drag.far) paint();
+    if (drag.far) pan ? moving() : paint();
   };
   canvas.onpointerup = e => {
     if (!drag) return;
-    if (!drag.far) model.send({click: nearest(at(e), 8 * ratio())});
+    if (!drag.far) model.send({click: nearest(at(e), 8 * ratio()), held: e.ctrlKey || e.shiftKey || e.metaKey});
     else if (!pan && lasso.length > 2) {
       const found = inside();
       model.send({lasso: found.length}, undefined, [found.buffer]);
@@ -189,7 +202,7 @@ export default { render({model, el}) {
     const [x, y] = at(e), f = Math.exp(-e.deltaY / 400);
     Object.assign(view, {k: view.k * f, x: x - f * (x - view.x), y: y - f * (y - view.y)});
     moved = true; hovered = -1; tip.style.display = 'none';
-    paint();
+    moving();
   }, {passive: false});
 
   function explain() {          // what the colours mean: a scale from end to end, or a list
@@ -214,6 +227,7 @@ export default { render({model, el}) {
 
   const forget = follow(model, (state, changed) => {
     s = state;
+    kept = null;
     if (changed.has('xy')) view = null;
     if (changed.has('title')) title.textContent = s.title;
     if (changed.has('key') || changed.has('palette')) explain();
@@ -231,5 +245,5 @@ export default { render({model, el}) {
   };
   const sized = new ResizeObserver(paint);
   sized.observe(box);
-  return () => { forget(); quiet(); sized.disconnect(); };
+  return () => { forget(); quiet(); sized.disconnect(); clearTimeout(resting); };
 } };

@@ -32,7 +32,7 @@ class PointMap(PageWidget):
         height: int | str = 520, # screen pixels, or a length of CSS such as 'calc(100vh - 400px)'
     ):
         super().__init__()
-        self.n, self.calls = len(where), dict(hover=None, click=None, lasso=None)
+        self.n, self.calls = len(where), dict(hover=None, click=None, held=None, lasso=None)
         self.tell(xy=self._places(where), marked=np.zeros(0, np.uint8), title=title, height=css_length(height),
                   texts=[], key={}, **self._colours(codes, palette))
 
@@ -99,9 +99,10 @@ class PointMap(PageWidget):
 
     def on_click(self,
         call, # of a sample's position; -1: a place without a sample
+        held=None, # the same, for a click on a sample with Ctrl, Shift or the command key; None: `call` as well
     ):
         "Set the function to call when the map is clicked."
-        self.calls['click'] = call
+        self.calls |= dict(click=call, held=held)
 
     def on_lasso(self,
         call, # of the positions of the samples inside
@@ -115,8 +116,11 @@ class PointMap(PageWidget):
         if 'lasso' in content and call['lasso']:
             index = np.frombuffer(buffers[0], np.uint32).astype(int)
             if (index < self.n).all(): call['lasso'](index)
-        elif 'click' in content and call['click'] and -1 <= content['click'] < self.n: call['click'](content['click'])
+        elif 'click' in content and call['click'] and -1 <= content['click'] < self.n: self._click(**content)
         elif 'hover' in content and call['hover'] and 0 <= content['hover'] < self.n: self._hover(content['hover'])
+
+    def _click(self, click: int, held: bool = False):
+        (self.calls['held'] if held and click >= 0 and self.calls['held'] else self.calls['click'])(click)
 
     def _hover(self, i: int):
         text, pixels = self.calls['hover'](i)

@@ -271,6 +271,18 @@ def explorer(data):
     return dict(**circumstances(command_for(data)), **bench_explorer.measure(data))
 
 
+def find_similar(data):
+    "The samples most like one, of 60,000."
+    from . import bench_look_closer
+    return dict(**circumstances('python -m tests.bench find_similar'), **bench_look_closer.similar())
+
+
+def point_map(data):
+    "The map of points in a browser, beside another widget."
+    from . import bench_look_closer
+    return dict(**circumstances('python -m tests.bench point_map'), **bench_look_closer.point_map())
+
+
 def k_rules(data):
     "Every rule for the number of clusters on the same sets."
     from . import bench_k_rules
@@ -329,10 +341,24 @@ def spiral(data):
     return dict(**circumstances('make bench'), **bench_spiral.measure())
 
 
+def embed_speed(data):
+    "Features of a frozen encoder against a bare loop of its network."
+    from . import embed
+    return dict(**circumstances('python -m tests.bench embed_speed'), **embed.measure())
+
+
+def frozen(data):
+    "Every method on the features of one encoder; ENCODER names it, such as timm:tf_efficientnet_lite0 or file:..."
+    from . import bench_frozen
+    command = 'ENCODER=file:weights.safetensors?timm:tf_efficientnet_lite0 python -m tests.bench frozen --data folder'
+    return dict(**circumstances(command), **bench_frozen.measure(Path(data) / 'cifar10', ROOT / 'runs/bench/features'))
+
+
 # the name of each bench: its record, what measures it, and whether it needs data
 BENCHES = {
     'speed':            ('speed', speed, False),
     'coil_step':        ('coil_step', coil_step, False),
+    'embed_speed':      ('embed_speed', embed_speed, False),
     'digits':           ('nmce_digits', digits, False),
     'spiral':           ('nmce_spiral', spiral, False),
     'nmc_digits':       ('nmc_digits', nmc_digits, False),
@@ -359,7 +385,10 @@ BENCHES = {
     'sinkhorn':         ('sinkhorn', sinkhorn, False),
     'discover':         ('discover', discover, False),
     'explorer':         ('explorer', explorer, True),
+    'find_similar':     ('find_similar', find_similar, False),
+    'point_map':        ('point_map', point_map, True),
     'k_rules':          ('k_rules', k_rules, True),
+    'frozen':           ('frozen', frozen, True),
     'coil20':           ('nmce_coil20', coil20, True),
     'mnist':            ('nmce_mnist', mnist, True),
     'cifar10':          ('nmce_cifar10_cpu', cifar10, True)}

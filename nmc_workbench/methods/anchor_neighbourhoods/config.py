@@ -56,6 +56,7 @@ class ANDConfig(RunConfig):
     n_neighbours: int | None = param(None, low=1) # of an anchor, that count as right too
     temperature: float | None = param(None, above=0) # of the similarities, and of the votes of neighbours
     memory_momentum: float | None = param(None, low=0, below=1) # weight of the old row when the memory is updated
+    first_memory: str | None = param(None, choices=('random', 'features')) # rows before training: features as they are
     # Clusters
     k_rule: str = param('communities', choices=tuple(RULES)) # finds clusters and their number; unused with n_clusters
     k_neighbours: int | None = param(None, low=1) # of a sample in the graph of communities; more give fewer clusters
@@ -204,7 +205,7 @@ _PUBLISHED = dict(
     # views and network
     augment="anchors(data='cifar10')", backbone='resnet18cifar(fan_out=False)', dim=128,
     # rounds and anchors
-    rounds=5, select_rate=.25, n_neighbours=1, temperature=.1, memory_momentum=.5,
+    rounds=5, select_rate=.25, n_neighbours=1, temperature=.1, memory_momentum=.5, first_memory='random',
     # clusters
     k_neighbours=15,
     # training
@@ -215,7 +216,8 @@ _PUBLISHED = dict(
 
 _SMALL = _PUBLISHED | dict(
     augment='digits', backbone='smallconv(stride=2)', dim=64, lr=.1, lr_decay_offset=10, lr_decay_step=10,
-    epochs=30, n_neighbours=10, temperature=.5, k_neighbours=100, n_votes=10, log_every=20, batch_size=64)
+    epochs=30, n_neighbours=10, temperature=.5, first_memory='features', k_neighbours=100, n_votes=10, log_every=20,
+    batch_size=64)
 
 _MNIST = _SMALL | dict(
     augment='mnist', epochs=10, lr_decay_offset=4, lr_decay_step=3, temperature=.3, k_neighbours=30,
@@ -228,8 +230,14 @@ _CIFAR10_SMALL = _SMALL | dict(
 
 _POINTS = _SMALL | dict(augment='spiral', backbone='mlp', weight_decay=0.)
 
+# on the features of an encoder
+_FROZEN = _SMALL | dict(
+    augment='nmc', encoder_views=2, backbone='mlp(width=512, depth=1)', batch_size=256, weight_decay=1e-4,
+    rounds=4, epochs=5, lr_decay_offset=3, lr_decay_step=1, n_neighbours=5, temperature=.2, k_neighbours=50)
+
 RECIPES = dict(
     # for two cores
+    frozen=_FROZEN,
     digits=_SMALL,
     mnist=_MNIST,
     mnist_small=_MNIST,

@@ -136,7 +136,7 @@ class AND(Method, ANDConfig):
             images = copy(images)
             images.draw = None
         self._images = images
-        return Batches(images, self._augment(config), config.batch_size, 1, config.seed, device, whole=True)
+        return Batches(images, self._views(config), config.batch_size, 1, config.seed, device, whole=True)
 
     def _check_inputs(self, batches):
         "Refuse also a test split that cannot be had."
@@ -149,8 +149,18 @@ class AND(Method, ANDConfig):
     def _stages(self, config):
         score = None if self._images.labels is None else self._score
         self._stage = AnchorNeighbourhoods(self.network_, len(self._images), config, score, self._read_out)
+        if config.first_memory == 'features': self._stage.memory.rows.copy_(self._first_rows())
         if self._started: self._take_memory(self._started)
         return [self._stage]
+
+    def _first_rows(self):
+        "Features of every sample by the network as it is."
+        training = self.network_.training
+        device = next(self.network_.parameters()).device
+        batches = Batches(self._images, self._views(self.config_), 1, 1, device=device)
+        z, _ = self._predict(self._in_its_unit(batches))
+        self.network_.train(training)
+        return torch.from_numpy(z)
 
     def _take_memory(self, found):
         "Begin with the memory of a checkpoint, where it is of as many samples."
@@ -221,7 +231,7 @@ class AND(Method, ANDConfig):
         "The share of the votes of each cluster, (n, K); rows sum to one."
         z = self.transform(X)
         votes = knn_votes(*self._voters(), z, k=_NEAREST, temperature=self.config_.temperature)
-        return (votes / votes.sum(1, keepdims=True)).astype(np.float32)
+        return self._edits().merged_columns((votes / votes.sum(1, keepdims=True)).astype(np.float32))
 
     def _set_n_clusters(self): self.n_clusters_ = len(np.unique(self._voters()[1]))
 

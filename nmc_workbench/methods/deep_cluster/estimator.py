@@ -49,7 +49,7 @@ def _check_channels(config, filters, channels):
     raise InputError(f'input_channels={config.input_channels}; images of {channels} channels with sobel={config.sobel} '
                      f'and grayscale={config.grayscale} give {filters.channels}: leave it out')
 
-# %% ../../../nbs/methods/deep_cluster/02_estimator.ipynb #7b12c9ec
+# %% ../../../nbs/methods/deep_cluster/02_estimator.ipynb #3067a2e1
 _OPERATIONS = ('resize', 'crop', 'rotation', 'flip', 'jitter', 'autocontrast', 'equalize')
 
 def _views(config):
@@ -85,14 +85,13 @@ class DeepCluster(Method, DeepClusterConfig):
     def _batches(self, images, config, device):
         "Batches of one view per image, or of two for the contrast of views."
         two, self._n_samples = config.contrast == 'views', len(images)
-        return Batches(images, self._augment(config), config.batch_size, 1 + two, config.seed, device, whole=not two)
+        return Batches(images, self._views(config), config.batch_size, 1 + two, config.seed, device, whole=not two)
 
     @staticmethod
     def _build(config, shape, seed=None):
         "The network of a configuration, its weights drawn from the seed."
-        plain = _views(config).plain
-        kind = torch.float32 if len(shape) == 1 else torch.uint8
-        seen = plain(torch.zeros(1, *shape, dtype=kind)).shape
+        seen = (1, *shape)
+        if len(shape) > 1: seen = _views(config).plain(torch.zeros(seen, dtype=torch.uint8)).shape
         def build():
             filters = Filters(seen[1], config.grayscale, config.sobel)
             _check_channels(config, filters, seen[1])

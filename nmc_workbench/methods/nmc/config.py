@@ -104,6 +104,7 @@ RECIPES = dict(
     points=_POINTS,
     features=_FREE | dict(encoder='features'),
     # images
+    frozen=_FREE,
     images=_FREE,
     digits=_FREE | dict(encoder='coding_rate'),
     mnist=_MNIST,

@@ -36,6 +36,7 @@ from .tables import comparison, latex_table
 from ...metrics import scores
 from ...modes.endpoints import assign
 from ...modes.potential import Potential
+from ...training.embed import Features
 
 # %% ../../../nbs/methods/nmc/06_estimator.ipynb #dba82a05
 _MOST = 50_000       # samples whose features give the principal directions
@@ -44,6 +45,7 @@ class NMC(ModeClustering, Method, NMCConfig):
     """Neural mode clustering. `transform` gives the embedding; `predict` climbs from it to the nearest mode. `tau_`,
     `tau_percentile_` and `n_clusters_` can be set after the fit. `n_clusters` need not be given."""
     config_class, asks_for_clusters, keeps_merge_tree, embedding_kind = NMCConfig, False, True, 'projection'
+    encodes_itself = True
 
     def fit(self, X, y=None, X_aug=None):
         "Fit on images, or on features with `X_aug`, those of a strong view of every sample, in the same order."
@@ -52,13 +54,18 @@ class NMC(ModeClustering, Method, NMCConfig):
 
     def prepare(self, X, y=None, X_aug=None):
         "As `Method.prepare`; `X_aug` as for `fit`."
+        images = X
+        if isinstance(X, Features): images, X, X_aug = X.images(), X.plain, X.views[:, 0] if X.n_views else None
         self._given = X_aug
         if X_aug is not None and np.shape(X_aug) != np.shape(X):
             raise InputError(f'views out of step: X has shape {np.shape(X)}, X_aug {np.shape(X_aug)}; '
                              'expected one strong view of every sample, in the same order')
-        return super().prepare(X, y)
+        return super().prepare(images, y)
 
-    def _recipe(self, config, images): return recipe(config.dataset, tuple(images.shape), config.recipe)
+    def _recipe(self, config, images):
+        "The recipe; on features that were made before, `frozen` is the one for features."
+        name = 'features' if config.recipe == 'frozen' and len(images.shape) == 1 else config.recipe
+        return recipe(config.dataset, tuple(images.shape), name)
 
     def config(self, images):
         "The parameters with the recipe filled in, checked against the data."

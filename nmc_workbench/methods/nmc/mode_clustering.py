@@ -78,7 +78,8 @@ class _Threshold:
     def __get__(self, model, owner=None):
         if model is None: return self
         if 'tree_' not in vars(model): raise AttributeError(f'this {type(model).__name__} is not fitted')
-        return model._threshold_as(self.key)
+        found = model._threshold_as(self.key)
+        return found - model._edits().n_gone if self.key == 'n_clusters' else found
 
     def __set__(self, model, value): model._relabel({self.key: value})
 

@@ -126,8 +126,15 @@ _CIFAR10_SMALL = _DIGITS | dict(
     cluster_epochs=2, cluster_lr=.01, head_lr=.01, n_init=10,
     finetune_epochs=2)
 
+# on the features of an encoder
+_FROZEN = _DIGITS | dict(
+    stages='representation', clusters='kmeans',
+    augment='nmc', encoder_views=2, backbone='mlp(width=512, depth=1)', z_dim=128, checkpoint_every=5,
+    epochs=20, warmup_epochs=1, cluster_epochs=10, n_init=10, finetune_epochs=5)
+
 RECIPES = dict(
     # for two cores
+    frozen=_FROZEN,
     digits=_DIGITS,
     spiral=_SPIRAL,
     mnist_small=_MNIST_SMALL,

@@ -172,8 +172,13 @@ _CIFAR10_SMALL = _SMALL | dict(
 
 _POINTS = _SMALL | dict(augment='spiral', backbone='mlp')
 
+# on the features of an encoder
+_FROZEN = _SMALL | dict(
+    augment='nmc', encoder_views=2, backbone='mlp(width=512, depth=1)', n_label_updates=15, epochs=15, batch_size=256)
+
 RECIPES = dict(
     # for two cores
+    frozen=_FROZEN,
     digits=_SMALL,
     mnist=_MNIST,
     mnist_small=_MNIST,

@@ -115,9 +115,10 @@ class SeLa(Method, SeLaConfig):
     def _batches(self, images, config, device):
         "Batches of one view per image, and the same images with the views of the label updates."
         if config.num_workers: decode_threads(config.num_workers)
-        batches = Batches(images, self._augment(config), config.batch_size, 1, config.seed, device, whole=True)
+        batches = Batches(images, self._views(config), config.batch_size, 1, config.seed, device, whole=True)
         self._label_batches = copy(batches)                            # the images are shared
-        self._label_batches.augment = _label_preset(config).standardising(self.standard_)
+        if self._n_cached is None: self._label_batches.augment = _label_preset(config)
+        self._label_batches = self._in_its_unit(self._label_batches)
         return batches
 
     def _stages(self, config):
