@@ -210,7 +210,11 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     def config(self, images: Images) -> RunConfig:
         "The parameters with the recipe filled in, checked against the data."
         config = self.config_class(**self.get_params()).checked()
-        if self._is_encoded(config) and config.recipe is None: config = replace(config, recipe='frozen')
+        if self._is_encoded(config):
+            if images.is_points:
+                raise InputError(f'encoder={config.encoder} takes images; these are points of {images.shape[0]} numbers, '
+                                 'which are features already: leave encoder out, and give recipe=frozen')
+            config = replace(config, recipe=config.recipe or 'frozen')
         config = with_recipe(config, self._recipe(config, images))
         return self._fitting_batch_size(self._known_n_clusters(config, images), len(images))
 

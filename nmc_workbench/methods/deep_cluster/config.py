@@ -170,7 +170,7 @@ _POINTS = _SMALL | dict(augment='spiral', backbone='mlp', pca=False, n_pseudo_la
 # on the features of an encoder
 _FROZEN = _SMALL | dict(
     augment='nmc', encoder_views=2, backbone='mlp(width=512, depth=1)', n_pseudo_labels=100, pca_dim=64,
-    epochs=15, batch_size=256)
+    lr=.01, epochs=15, batch_size=256)
 
 RECIPES = dict(
     # for two cores
