@@ -456,7 +456,7 @@ def here(ours):
 # Name of the record: how its table is made. All others are seeds of a train notebook.
 TABLES = dict(
     flags_nmce=flags, flags_nmc=flags, flags_sela=flags, flags_deepcluster=flags, flags_and=flags,
-    and_digits=rounds, and_mnist=rounds, and_cifar10=rounds,
+    and_digits=rounds, and_mnist=rounds, and_mnist_random_memory=rounds, and_cifar10=rounds,
     k_rules=k_rules, speed=speed, coil_step=coil_step, explorer=explorer, sinkhorn=sinkhorn, discover=discover,
     nmc_kernels=nmc_kernels,
     nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures,
