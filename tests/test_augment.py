@@ -352,11 +352,13 @@ def test_draws_are_independent_between_images_and_parameters():
 
 COLOUR = ('cifar_sup', 'cifar_simclr_norm', 'cifar_byol', 'stl10_contrastive', 'imagenet', 'coil', 'sela', 'sela_cifar',
           'deepcluster')
-OPTIONS = dict(views=dict(rotation=20, flip=True, vertical=True, jitter=True, autocontrast=True, equalize=True))
+OPTIONS = dict(cached=dict(n=1000), views=dict(
+    rotation=20, flip=True, vertical=True, jitter=True, autocontrast=True, equalize=True))
 
 
 def batch_for(name, n=30):
     if name == 'spiral': return torch.randn(n, 2, generator=seeded(5))
+    if name == 'cached': return torch.randn(n, 2 * 1001, generator=seeded(5))
     return photos(n, 3 if name in COLOUR else 1, 32, 32)
 
 

@@ -19,13 +19,13 @@ MATHEMATICS = ('losses · optim · metrics · subspaces · persistence · transp
                'anchors')
 ROWS = [
     [('explore', .8, PURPLE, 'screens that know runs',
-      'explorer · curation · persistence_lab · transport_lab · label_history_lab · compare_lab', ''),
+      'explorer · look_closer · curation · persistence_lab · transport_lab · compare_lab', ''),
      ('reports', .2, PURPLE, '', 'html · summary', '')],
-    [('widgets', 1, PURPLE, 'live parts that know no run', 'base · scatter · image_grid · plotly_figure', '')],
+    [('widgets', 1, PURPLE, 'live parts that know no run', 'base · scatter · image_grid · table · plotly_figure', '')],
     [('plotting', 1, PURPLE, 'still pictures of arrays',
       'figure · colours · galleries · curves · confusion · embedding · geometry · merge_tree · live_curves', '')],
-    [('evaluation', 1, GREEN, 'against labels',
-      'features · protocols · probes · rotation · retrain · baselines · agreement', '')],
+    [('evaluation', 1, GREEN, 'against labels and without',
+      'features · protocols · quality · probes · rotation · retrain · baselines · agreement', '')],
     [('methods.nmce', .33, ORANGE, '', 'config · stages · estimator', '2, 3'),
      ('methods.nmc', .33, ORANGE, '', 'config · stages · estimator', '2, 3'),
      ('methods.sela', .34, ORANGE, '', 'config · stages · estimator', '2, 3')],
@@ -33,15 +33,15 @@ ROWS = [
      ('methods.anchor_neighbourhoods', .43, ORANGE, '', 'config · memory · rates · stages · estimator', '2, 3'),
      ('', .24, ORANGE, 'your method', '', '2, 3')],
     [('methods', 1, ORANGE, 'what every method shares', 'base · config', '')],
-    [('training', .62, PINK, 'one loop', 'batches · stage · trainer · callbacks · precision · timing',
+    [('training', .62, PINK, 'one loop', 'batches · stage · trainer · callbacks · embed · timing',
       '1 batches makes views, 2 trainer runs steps'),
-     ('diagnostics', .38, GREEN, 'without labels', 'checks · diagnosis · collapse · geometry', '')],
+     ('diagnostics', .38, GREEN, 'without labels', 'diagnosis · clusters · collapse · geometry', '')],
     [('runs', .62, PINK, "a run's folder, written and read",
       'folder · metrics_log · checkpoints · label_history · finished · index', ''),
      ('modes', .38, OLIVE, 'hills of a learned density', 'potential · ascent · endpoints · tree', '')],
     [('data', .34, BLUE, 'sets of images', 'catalog · readers · images', ''),
      ('augment', .38, BLUE, 'views', 'presets · compose · operations', '1'),
-     ('nets', .28, BLUE, 'networks', 'backbones · heads · layers', '')],
+     ('nets', .28, BLUE, 'networks', 'encoders · backbones', '')],
     [(None, 1, OLIVE, 'tensors in, tensors out', MATHEMATICS, '3 losses')],
     [('core', 1, '#333333', 'what every room needs',
       'errors · files · seeds · devices · ranks · config · checks · labels · progress', '')]]
@@ -79,7 +79,7 @@ def row(y, rooms, left=0, width=WIDTH - 40):
 
 def notebooks(y):
     "The line above the rooms."
-    names = 'train_* · spiral_toy · explore_* · compare_runs · evaluate · probe_layers'
+    names = 'train_* · spiral_toy · explore_* · compare_runs · evaluate · probe_layers · embed'
     yield frame(0, y, WIDTH - 40 - GAP, '#333333', ' stroke-dasharray="5 4"')
     yield text(9, y + 16, 'says', 'Notebooks of nbs/, which may import every room')
     yield text(9, y + 32, 'notebook', names)

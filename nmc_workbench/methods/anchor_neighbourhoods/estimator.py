@@ -22,7 +22,7 @@ import torch
 
 from ...anchors import Anchors
 from ...cluster import kmeans
-from ...core.checks import as_integers
+from ...core.checks import as_finite, as_integers
 from ...core.errors import InputError
 from ...core.files import as_path
 from ...core.ranks import from_main
@@ -258,6 +258,6 @@ class AND(Method, ANDConfig):
 
     def _set_extra_state(self, state):
         "Take back what `_extra_state` gave."
-        self.memory_, self.anchors_ = state['memory'].numpy(), Anchors.from_state(state['anchors'])
-        z, labels = state['clustered'].numpy(), state['clusters'].numpy()
+        self.memory_, z = (as_finite(state[k].numpy(), k) for k in ('memory', 'clustered'))
+        self.anchors_, labels = Anchors.from_state(state['anchors']), state['clusters'].numpy()
         self._clustered, self.k_found_ = (z, as_integers(labels, 'clusters', len(z), low=-1)), state['k_found']
