@@ -280,8 +280,8 @@ class Anchors:
             raise InputError(f'{a} anchors and neighbours of shape {tuple(found.neighbours.shape)}; '
                              'expected (A, k) for A different anchors')
         as_integers(found.neighbours, 'neighbours', d=found.n_neighbours, low=0, high=n - 1)
-        if found.entropy.isnan().any():
-            raise InputError('entropy holds NaN; expected a number for every sample, infinite where it is not known')
+        if a and found.entropy.isnan().any():
+            raise InputError(f'entropy holds NaN beside {a} anchors; expected a number for every sample')
         return found
 
 # %% ../nbs/mathematics/09_anchors.ipynb #a9aa1110

@@ -171,6 +171,8 @@ def learned():
                 device='cpu')
     model.prepare(still()).train()
     stage = model.trainer_.stages[0]
+    model.finish()
+    assert np.array_equal(model.predict(still()), model.labels_)        # also on several ranks
     return dict(losses=[r['loss'] for r in model.trainer_.history], memory=stage.memory.rows,
                 anchors=stage.anchors.anchors)
 

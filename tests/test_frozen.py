@@ -118,7 +118,8 @@ def test_the_plain_view_and_drawn_ones():
 
 
 def test_an_encoder_that_is_not_known(digits):
-    with pytest.raises(InputError, match="did you mean 'torchvision:resnet18'"): SeLa(encoder='resnet18', **options('SeLa')).fit(digits)
+    with pytest.raises(InputError, match="did you mean 'torchvision:resnet18'"):
+        SeLa(encoder='resnet18', **options('SeLa')).fit(digits)
     with pytest.raises(InputError, match='features already'):
         SeLa(encoder='torchvision:resnet18', **options('SeLa')).fit(np.zeros((60, 5), np.float32))
 

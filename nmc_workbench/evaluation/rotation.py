@@ -114,7 +114,7 @@ def rotation_accuracy(
     "Share of the four rotations of every image whose direction is found."
     network.eval()
     device, right = next(network.parameters()).device, 0
-    for _, x in Batches(images, views, 1, 1, device=device).plain(batch_size):
+    for _, x in Batches(images, views, rank_and_world()[1], 1, device=device).plain(batch_size):
         four = rotations(x)
         right = right + (network.directions(four).argmax(1) == _directions_of(four)).sum()
     return float(right) / (4 * len(images))

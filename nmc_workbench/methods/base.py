@@ -212,8 +212,8 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         config = self.config_class(**self.get_params()).checked()
         if self._is_encoded(config):
             if images.is_points:
-                raise InputError(f'encoder={config.encoder} takes images; these are points of {images.shape[0]} numbers, '
-                                 'which are features already: leave encoder out, and give recipe=frozen')
+                raise InputError(f'encoder={config.encoder} takes images; these are points of {images.shape[0]} '
+                                 'numbers, which are features already: leave encoder out, and give recipe=frozen')
             config = replace(config, recipe=config.recipe or 'frozen')
         config = with_recipe(config, self._recipe(config, images))
         return self._fitting_batch_size(self._known_n_clusters(config, images), len(images))
@@ -469,7 +469,12 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         through = self._is_encoded(self.config_) and not images.is_points       # the encoder, which takes any size
         if not through and shape != fitted:
             raise InputError(f'images have shape {shape}; this {name} was fitted on {fitted}')
-        return Batches(images, self.augmentation(), 1, 1, device=device)
+        return self._in_order(images, self.augmentation(), device)
+
+    @staticmethod
+    def _in_order(images, augment, device):
+        "Batches that are only used for passes in order; with several ranks, each may make its own."
+        return Batches(images, augment, rank_and_world()[1], 1, device=device)
 
     @torch.no_grad()
     def _predict(self, batches):

@@ -157,7 +157,7 @@ class AND(Method, ANDConfig):
         "Features of every sample by the network as it is."
         training = self.network_.training
         device = next(self.network_.parameters()).device
-        batches = Batches(self._images, self._views(self.config_), 1, 1, device=device)
+        batches = self._in_order(self._images, self._views(self.config_), device)
         z, _ = self._predict(self._in_its_unit(batches))
         self.network_.train(training)
         return torch.from_numpy(z)
@@ -190,7 +190,7 @@ class AND(Method, ANDConfig):
         "Features and classes of the test split; `None` where there is none."
         if self._test is None: return None
         training = self.network_.training
-        batches = Batches(self._test, self.augmentation(), 1, 1, device=next(self.network_.parameters()).device)
+        batches = self._in_order(self._test, self.augmentation(), next(self.network_.parameters()).device)
         z, _ = self._predict(batches)
         self.network_.train(training)
         return self._test.known(z)[::-1]
