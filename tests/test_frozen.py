@@ -82,6 +82,16 @@ def test_another_encoder_is_refused(fitted, digits, file, tmp_path):
     finally: file.write_bytes(before)
 
 
+def test_another_fit_has_its_own_encoder(file, digits, tmp_path):
+    "An estimator that is fitted again with other parameters forgets the encoder of the first fit."
+    torch.manual_seed(1)
+    torch.jit.trace(backbone('smallconv')[0].eval(), torch.zeros(1, 1, 8, 8)).save(tmp_path / 'other.pt')
+    given = options('SeLa') | dict(input_size=8, encoder=f'file:{tmp_path / "other.pt"}')
+    alone = SeLa(**given).fit(digits)
+    again = SeLa(**given | dict(encoder=f'file:{file}')).fit(digits).set_params(encoder=given['encoder']).fit(digits)
+    assert np.array_equal(alone.embedding_, again.embedding_)
+
+
 @pytest.mark.parametrize('name', KINDS)
 def test_features_that_were_made_before(name, groups):
     "They have ids and labels, new features are points, and three groups far apart are found."

@@ -442,7 +442,7 @@ class PointNoise(Operation):
 
     def noise(self, source, n, d):
         "(n, d) to add to the points."
-        return source.normal(n, d).mul_(self.std) if self.random else source.full([0.] * d, n)
+        return source.normal(n, d).mul_(self.std) if self.std > 0 else source.full([0.] * d, n)
 
 @accepts(n=whole(1))
 @dataclass(repr=False)
@@ -467,7 +467,3 @@ class CachedView(PointNoise):
         if not self.drawn: return views[:, 0]
         at = 1 + source.below(self.n, len(points)).long().to(points.device)
         return views[torch.arange(len(points), device=points.device), at]
-
-    def noise(self, source, n, d):
-        "Nothing, (n, d)."
-        return source.full([0.] * d, n)

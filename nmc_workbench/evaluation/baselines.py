@@ -14,12 +14,10 @@ import torch
 
 from ..core.checks import accepts, whole
 from ..cluster import kmeans_labels
-from ..core.errors import InputError
 from ..data.images import Images
 from ..diagnostics.diagnosis import Evidence, weigh
 from ..methods.base import Method
 from ..metrics import scores
-from ..runs.label_history import read_label_history
 
 # %% ../../nbs/evaluation/01_baselines.ipynb #a9eca917
 @accepts(n_clusters=whole(1), at_most=whole(1))
@@ -44,18 +42,13 @@ def evidence(
     "What can be known of a fitted model's clusters without labels."
     some = images.subset(_even(len(images), n_views_of))
     return weigh(
-        model.embedding_, model.labels_, history=_history_of(model), seed=seed,
+        model.embedding_, model.labels_, history=model.label_history(), seed=seed,
         views=model.predict_views(some, seed=seed) if n_views_of else None,
         pixel_labels=_pixel_clusters(images, len(np.unique(model.labels_[model.labels_ >= 0])), seed))
 
 def _even(n, most):
     "At most so many of n positions, at even distances."
     return torch.linspace(0, n - 1, min(n, most)).long()
-
-def _history_of(model):
-    "The label history of the model's run; `None` where its method keeps none."
-    try: return read_label_history(model.run_.folder) if model.run_ else None
-    except InputError: return None
 
 def _pixel_clusters(images, k, seed, at_most=3000):
     "Clusters of the pixels of some images, -1 for the others; `None` where there is nothing to compare."

@@ -95,6 +95,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     def prepare(self, X, y=None) -> Trainer:
         "Check everything, open the run, and return the trainer; no stage has run yet."
         features = X if isinstance(X, Features) else None
+        for earlier in ('encoder_', '_encoder_digest'): vars(self).pop(earlier, None)       # of another fit
         images = as_images(X if features is None else X.images(), y)
         config = self.config_ = self.config(images)
         device = _device(config)
@@ -139,15 +140,15 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def _encoder(self):
         "The frozen encoder; of a model that was loaded, it must be the one of the fit."
-        if vars(self).get('encoder_') is None:
-            c = self.config_
-            self.encoder_ = encoder(c.encoder, c.encoder_weights, c.input_size)
-        wanted, digest = vars(self).get('_encoder_digest'), self.encoder_.digest()
+        if vars(self).get('encoder_') is not None: return self.encoder_
+        c = self.config_
+        made = encoder(c.encoder, c.encoder_weights, c.input_size)
+        wanted, digest = vars(self).get('_encoder_digest'), made.digest()
         if wanted not in (None, digest):
             raise InputError(f'{self.config_.encoder} has other weights than at the fit ({digest[:8]} instead of '
                              f'{wanted[:8]}); give encoder_weights, the file that was used')
-        self._encoder_digest = digest
-        return self.encoder_
+        self.encoder_, self._encoder_digest = made, digest
+        return made
 
     def _views(self, config) -> Augment:
         "How views are drawn from what the batches hold: images or points, or the kept features of several views."
