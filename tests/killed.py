@@ -8,7 +8,7 @@ from tests.processes import python
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = '''
-import json, os, signal, sys, torch
+import json, os, signal, sys, time, torch
 torch.set_num_threads(1)
 from nmc_workbench import methods
 from nmc_workbench.data import load
@@ -22,15 +22,18 @@ Trainer._record = die
 if len(sys.argv) > 4:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, float(sys.argv[4]))
+start = time.perf_counter()
 getattr(methods, method)(**options).fit(load('digits', limit=300))
+print('seconds', time.perf_counter() - start)
 '''
 
 
 def fit(method, options, at=None):
-    "Fit to the end, or until the log has the row of epoch `at`."
+    "Fit to the end, or until the log has the row of epoch `at`; the seconds that a whole fit took, without imports."
     command = python('-c', SCRIPT, method, json.dumps(options), str(-1 if at is None else at))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == (0 if at is None else -signal.SIGKILL), done.stderr[-2000:]
+    return float(done.stdout.split()[-1]) if at is None else None
 
 
 def fit_for(method, options, seconds):
