@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from ..core.checks import accepts
+from ..core.devices import to_device
 from .image_ops import axis_weights, box_matrix, crop_frame, resample, warp
 from .operations import Flip, Operation, PointNoise, RandomSource
 from ..core.errors import InputError, shown
@@ -130,7 +131,7 @@ class Augment:
         if self.points: return self._shake(pixels, source)
         _check_pixels(pixels)
         steps, size = self.draw(source, pixels.shape)
-        steps = [_Step(s.run, tuple(_move(t, pixels.device) for t in s.tensors)) for s in steps]
+        steps = [_Step(s.run, tuple(to_device(t, pixels.device) for t in s.tensors)) for s in steps]
         with _full_precision(pixels.device.type):
             return _run(steps, pixels, size, self._pieces(pixels, size))
 
@@ -158,15 +159,13 @@ class Augment:
             raise InputError(f'points are {points.dtype} {tuple(points.shape)}; expected float32 [B, D]')
         points = self.operations[0].pick(source, points)
         if self.standard is not None:
-            centre, spread = (t.to(points.device) for t in self.standard)
+            centre, spread = (to_device(t, points.device) for t in self.standard)
             points = (points - centre) / spread
-        return points + _move(self.operations[0].noise(source, *points.shape), points.device)
+        return points + to_device(self.operations[0].noise(source, *points.shape), points.device)
 
     def __repr__(self):
         plain = f', plain={self._plain!r}' if self._plain else ''
         return f'Augment({self.operations!r}{plain})'
-
-def _move(t, device): return t.to(device, non_blocking=device.type == 'cuda')    # a copy to the host must be waited for
 
 def _full_precision(kind):
     "A context without autocast on this kind of device: half precision cannot hold 256 grey levels."

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 from ..core.checks import accepts, real, whole
+from ..core.devices import to_device
 from .image_ops import affine_matrix, blur, colour_map, gaussian_kernel, jitter, jitter_slots
 from .image_ops import autocontrast, equalise, luma, perspective_matrix, solarise
 from ..core.errors import InputError
@@ -465,5 +466,5 @@ class CachedView(PointNoise):
                              f'these points have {points.shape[1]} numbers')
         views = points.unflatten(1, (self.n + 1, -1))
         if not self.drawn: return views[:, 0]
-        at = 1 + source.below(self.n, len(points)).long().to(points.device)
+        at = 1 + to_device(source.below(self.n, len(points)).long(), points.device)
         return views[torch.arange(len(points), device=points.device), at]

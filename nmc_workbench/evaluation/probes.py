@@ -28,7 +28,7 @@ from ..augment.compose import Augment
 from ..augment.operations import CentreCrop, Resize
 from ..augment.presets import preset
 from ..core.config import Config, param
-from ..core.devices import pick_device
+from ..core.devices import pick_device, to_device
 from ..core.errors import InputError, shown
 from ..core.ranks import rank_and_world
 from ..core.seeds import generator, initialised, seed_of
@@ -154,7 +154,7 @@ class LayerProbes(Stage):
 
     def step(self, index, views):
         logits = self.network(views[0]).float()             # (L, B, C)
-        y = self.targets[index.to(self.targets.device)].to(logits.device)
+        y = to_device(self.targets[to_device(index, self.targets.device)], logits.device)
         losses = torch.stack([F.cross_entropy(l, y) for l in logits])
         if len(losses) == 1: return losses.sum(), {}
         names = [n or 'features' for n in self.network.layers]

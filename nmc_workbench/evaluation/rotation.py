@@ -21,7 +21,7 @@ from torch import nn
 from ..core.checks import accepts, a_tensor, real, whole
 from ..augment.compose import Augment
 from ..augment.presets import preset
-from ..core.devices import pick_device
+from ..core.devices import pick_device, to_device
 from ..core.errors import InputError
 from ..core.ranks import rank_and_world
 from ..core.seeds import generator, initialised, seed_of
@@ -96,7 +96,7 @@ class RotationStage(Stage):
         loss = F.cross_entropy(logits, y)
         log = dict(rotation_loss=loss.detach(), rotation_accuracy=(logits.detach().argmax(1) == y).float().mean())
         if self.labels is None: return loss, log
-        labels = self.labels[:, index.to(self.labels.device)]           # (H, B)
+        labels = self.labels[:, to_device(index, self.labels.device)]           # (H, B)
         own = heads_cross_entropy(self.network.logits(features[:len(index)]), labels)
         return loss + own, dict(label_loss=own.detach(), **log)
 

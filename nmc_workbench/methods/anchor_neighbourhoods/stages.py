@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ...anchors import Anchors, anchor_count
+from ...core.devices import to_device
 from ...core.errors import InputError, TrainingError
 from ...core.files import append_bytes, write_torch
 from ...core.seeds import generator
@@ -104,7 +105,7 @@ class AnchorNeighbourhoods(Stage):
         if len(found): self.neighbours[found.anchors] = found.neighbours
 
     def step(self, index, views):
-        index = index.to(self.position.device)
+        index = to_device(index, self.position.device)
         x = self.network(views[0])
         self._last = x.detach(), index
         return neighbourhood_nll(self.memory.logits(x), index, self.neighbours[index]), {}

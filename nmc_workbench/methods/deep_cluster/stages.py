@@ -26,6 +26,7 @@ from torch import nn
 
 from ...cluster import kmeans
 from ...core.checks import as_integers
+from ...core.devices import to_device
 from ...core.errors import InputError, TrainingError
 from ...core.files import write_file
 from ...core.ranks import from_main, rank_and_world
@@ -192,7 +193,7 @@ class AlternateClustering(Stage):
         for index, x in self.batches.plain(_FEATURES_AT_ONCE, shared=True):
             part = self.network.pooled(x).float()
             if out is None: out = part.new_zeros(len(self.labels), part.shape[1])
-            out[index.to(out.device)] = part
+            out[to_device(index, out.device)] = part
         self.network.train()
         if rank_and_world()[1] > 1: dist.all_reduce(out)        # each sample is on one rank
         return out
@@ -249,7 +250,7 @@ class AlternateClustering(Stage):
                 if torch.is_tensor(v) and v.shape == p.shape: v.copy_(v[rows])
 
     def step(self, index, views):
-        labels = self.labels[index.to(self.labels.device)]
+        labels = self.labels[to_device(index, self.labels.device)]
         features = [self.network.pooled(x) for x in views]
         logits = [self.network.logits(f) for f in features]
         own = sum(self._loss(g, labels) for g in logits)

@@ -21,6 +21,7 @@ from ...augment.compose import Augment
 from ...augment.operations import Normalise
 from ...augment.presets import preset
 from ...core.config import named
+from ...core.devices import to_device
 from ...core.errors import InputError
 from ...core.files import as_path, write_torch
 from ...core.seeds import generator
@@ -75,7 +76,7 @@ def _rebuilt(source):
     model.network_ = model._build(model.config_, tuple(source['shape']))
     return model
 
-# %% ../../../nbs/methods/nmc/01_encoders.ipynb #bcff7f34
+# %% ../../../nbs/methods/nmc/01_encoders.ipynb #2f1ab558
 class RunEncoder(OwnEncoder):
     "The network of a finished run, with the plain transform of its method as preprocessing."
     def __init__(self, folder: str | Path):
@@ -189,11 +190,11 @@ class FeatureBatches(Batches):
         return self.encoder(x.to(self.device))
 
     def _views(self, index, pixels, noise):
-        if self.cached is not None: return self.cached[:, index.to(self.device)]
+        if self.cached is not None: return self.cached[:, to_device(index, self.device)]
         return torch.stack([self.encode(self.augment.plain(pixels)), self.encode(self.augment(pixels, noise))])
 
     def _plain(self, index, pixels):
-        if self.cached is not None: return self.cached[0, index.to(self.device)]
+        if self.cached is not None: return self.cached[0, to_device(index, self.device)]
         return self.encode(self.augment.plain(pixels))
 
     def _fetch(self, indices):
@@ -204,7 +205,7 @@ class FeatureBatches(Batches):
         "One strong view of every sample, in order; the cached one where there is a cache."
         noise = generator(self.seed, 'strong', device=self.device)
         for index, pixels in self._fetch(torch.arange(len(self.images)).split(batch_size)):
-            if self.cached is not None: yield self.cached[1, index.to(self.device)]
+            if self.cached is not None: yield self.cached[1, to_device(index, self.device)]
             else: yield self.encode(self.augment(pixels, noise))
 
 # %% ../../../nbs/methods/nmc/01_encoders.ipynb #309e444b

@@ -25,7 +25,7 @@ from ...training.stage import Stage
 # %% ../../../nbs/methods/nmc/05_stages.ipynb #cf5503a3
 class FitPotential(Stage):
     "Denoising score matching, and invariance to augmentation."
-    name = 'potential'
+    name, spares = 'potential', True        # a score does not depend on the potential's last bias
 
     def __init__(self, network: NMCNet, epochs: int, config: NMCConfig):
         super().__init__(network, epochs, config.seed)
@@ -47,6 +47,7 @@ class FitPotential(Stage):
         super().before_epoch(epoch)
         c, self.network.potential.generator = self.config, self.noise
         if epoch == 0: self._measure()
+        self.unit = float(self.z_std)       # a number: no step waits for it
         self.total.zero_()
         lr = c.min_lr + (c.lr - c.min_lr) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
         for g in self.optimisers['main'].param_groups: g['lr'] = lr
@@ -67,7 +68,7 @@ class FitPotential(Stage):
     def step(self, index, views):
         c, net = self.config, self.network
         z, z_aug = net.embed(views.flatten(0, 1)).chunk(2)
-        sigma = noise_scales(self.z_std, len(z), self.noise, c.noise_low, c.noise_high)
+        sigma = noise_scales(self.unit, len(z), self.noise, c.noise_low, c.noise_high)
         noise = torch.randn(z.shape, device=z.device, generator=self.noise)
         loss = dsm = dsm_loss(net.potential, z, sigma, noise, c.dsm_weight)
         log = dict(dsm=dsm.detach())

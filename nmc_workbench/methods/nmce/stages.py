@@ -197,7 +197,7 @@ class ClusterHeads(_NMCEStage):
         self.reduction += gain
         best = self.reduction.argmax()
         self.seen, p = _chosen(parts, best)
-        log = dict(R=R.detach()[best], Rc=Rc.detach()[best], similarity=agree.detach()[best],
+        log = dict(R=_picked(R, best), Rc=_picked(Rc, best), similarity=_picked(agree, best),
                    **assignment_statistics(p, True), spread=gain.amax() - gain.amin())
         return (Rc - R - c.cluster_z_weight * agree).sum(), log
 
@@ -220,9 +220,13 @@ class ClusterHeads(_NMCEStage):
         self.network.subspace.load_state_dict(self.subspaces[best].state_dict())
         self.network.cluster.load_state_dict(self.clusters[best].state_dict())
 
+def _picked(x, best):
+    "One row, chosen on the device: x[best] would wait for the number."
+    return x.detach().index_select(0, best[None])[0]
+
 def _chosen(parts, best):
-    "Mean rows and mean memberships of one pair, picked on the device: to index with a number would wait for it."
-    return (torch.stack([t.detach() for t in ts]).index_select(0, best[None])[0] for ts in list(zip(*parts))[3:])
+    "Mean rows and mean memberships of one pair."
+    return (_picked(torch.stack(ts), best) for ts in list(zip(*parts))[3:])
 
 def _fresh(head, seed):
     "A linear layer of the same form with other starting weights."
