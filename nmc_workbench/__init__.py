@@ -13,13 +13,14 @@ _NAMES = {
     'methods.base': 'open_run',
     'runs.finished': 'read_run',
     'runs.index': 'list_runs',
+    'runs.table': 'run_table',
     'evaluation': 'evaluate',
     'evaluation.agreement': 'compare',
     'diagnostics.diagnosis': 'diagnose',
     'explore.explorer': 'Explorer',
 }
 _ROOMS = '''anchors augment cluster core data diagnostics evaluation explore k_rules lloyd losses methods metrics
-    modes nets optim persistence plotting projection reports runs subspaces training transport widgets'''.split()
+    modes nets optim persistence plotting projection reports runs subspaces sweeps training transport widgets'''.split()
 _PLACE = {name: room for room, names in _NAMES.items() for name in names.split()}
 
 __all__ = [*_PLACE, *_ROOMS]      # noqa: PLE0604  (all of them are strings)

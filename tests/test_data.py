@@ -669,10 +669,21 @@ def test_unwritable_root(offline, tmp_path):
     refused('root=', 'cifar10', root=tmp_path / 'file')
 
 
+def test_folders_of_an_unlabelled_folder_are_no_classes(tmp_path):
+    make_tree(tmp_path, (30, 20, 3))
+    images = load('unlabelled_folder', root=tmp_path, size=20)
+    assert images.streams and images.labels is None and images.class_names == [] and not images.skipped
+    labelled = load('imagenet_folder', root=tmp_path, size=20)
+    assert labelled.labels is not None and images.ids.tolist() == labelled.ids.tolist()
+    at = torch.arange(3)
+    assert torch.equal(images.take(at), labelled.take(at))
+
+
 # --------------------------------------------------------------------------- names and options
 
 def test_every_set_is_described():
-    others = {'digits', 'spiral', 'fashion_mnist', 'kmnist', 'folder', 'imagenet_folder', 'npz'}
+    others = {'digits', 'spiral', 'fashion_mnist', 'kmnist', 'folder', 'imagenet_folder', 'unlabelled_folder',
+              'npz'}
     assert set(names()) == set(WHERE) | others
     rows = {r['name']: r for r in describe()}
     assert rows['stl10']['splits'] == 'train, test, unlabeled, train+unlabeled, all'

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 PAGES = sorted((ROOT / 'docs/pages').rglob('*.md'))
 RUN = [p for p in PAGES if p.parent.name in ('tutorials', 'howto') or p.stem in ('home', 'quickstart')]
+WITH_COMMANDS = {'own_images'}      # its commands run between its blocks: tests/test_own_images.py
 name = lambda p: p.relative_to(ROOT / 'docs/pages').as_posix()
 FLAGS = sorted((ROOT / 'docs/records').glob('flags_*.json'))
 
@@ -68,7 +69,7 @@ def execute(code, folder, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', [p for p in RUN if blocks(p, 'python')], ids=name)
+@pytest.mark.parametrize('path', [p for p in RUN if blocks(p, 'python') and p.stem not in WITH_COMMANDS], ids=name)
 def test_python_blocks_run_as_written(path, tmp_path, monkeypatch):
     execute('\n\n'.join(blocks(path, 'python')), tmp_path, monkeypatch)
 

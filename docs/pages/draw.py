@@ -18,9 +18,10 @@ STYLE = """.room,.title{font-size:14.5px;font-weight:bold}.module,.notebook{font
 MATHEMATICS = ('losses · optim · metrics · subspaces · persistence · transport · cluster · k_rules · projection · '
                'anchors')
 ROWS = [
-    [('explore', .8, PURPLE, 'screens that know runs',
-      'explorer · look_closer · curation · persistence_lab · transport_lab · compare_lab', ''),
-     ('reports', .2, PURPLE, '', 'html · summary', '')],
+    [('explore', .62, PURPLE, 'screens that know runs',
+      'explorer · look_closer · curation · transport_lab · compare_lab', ''),
+     ('sweeps', .2, PURPLE, 'many runs', 'grid · launch · table', ''),
+     ('reports', .18, PURPLE, '', 'html · summary', '')],
     [('widgets', 1, PURPLE, 'live parts that know no run', 'base · scatter · image_grid · table · plotly_figure', '')],
     [('plotting', 1, PURPLE, 'still pictures of arrays',
       'figure · colours · galleries · curves · confusion · embedding · geometry · merge_tree · live_curves', '')],
@@ -37,7 +38,7 @@ ROWS = [
       '1 batches makes views, 2 trainer runs steps'),
      ('diagnostics', .38, GREEN, 'without labels', 'diagnosis · clusters · collapse · geometry', '')],
     [('runs', .62, PINK, "a run's folder, written and read",
-      'folder · metrics_log · checkpoints · label_history · finished · index', ''),
+      'folder · metrics_log · checkpoints · label_history · finished · index · table', ''),
      ('modes', .38, OLIVE, 'hills of a learned density', 'potential · ascent · endpoints · tree', '')],
     [('data', .34, BLUE, 'sets of images', 'catalog · readers · images', ''),
      ('augment', .38, BLUE, 'views', 'presets · compose · operations', '1'),
@@ -79,7 +80,7 @@ def row(y, rooms, left=0, width=WIDTH - 40):
 
 def notebooks(y):
     "The line above the rooms."
-    names = 'train_* · spiral_toy · explore_* · compare_runs · evaluate · probe_layers · embed'
+    names = 'train_* · spiral_toy · explore_* · compare_runs · evaluate · probe_layers · embed · sweep'
     yield frame(0, y, WIDTH - 40 - GAP, '#333333', ' stroke-dasharray="5 4"')
     yield text(9, y + 16, 'says', 'Notebooks of nbs/, which may import every room')
     yield text(9, y + 32, 'notebook', names)

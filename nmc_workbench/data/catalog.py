@@ -110,6 +110,9 @@ SETS = dict(
     imagenet_folder=DataSet('your images, too many for memory: read from disk as they are needed',
                             partial(R.read_tree, 'imagenet_folder'), R.tree_splits, _LABELLED,
                             dict(size=(int, 96, 1), channels=(int, 3, 1)), streams=True),
+    unlabelled_folder=DataSet('your images in whatever folders, which are no classes: no labels; read as needed',
+                              partial(R.read_tree, 'unlabelled_folder', labelled=False), R.tree_splits, _LABELLED,
+                              dict(size=(int, 96, 1), channels=(int, 3, 1)), streams=True),
     npz=DataSet('your arrays: x and y, or x_train, y_train, x_test, y_test', R.read_npz, R.npz_splits),
 )
 
@@ -130,7 +133,7 @@ def describe() -> list[dict]: # name, about, splits, options
 def load(
     name: str, # one of `names()`
     split: str = 'train', # one of the set's own, or 'all'
-    root: str | Path = 'data', # folder for downloads; for folder, imagenet_folder and npz the data themselves
+    root: str | Path = 'data', # folder for downloads; for npz, folder and the like the data themselves
     **options, # limit, seed, download, and the set's own
 ) -> Images:
     "Load the data set called `name`, into memory unless it streams."

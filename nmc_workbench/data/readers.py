@@ -298,24 +298,26 @@ def _split_folders(base):
     return found
 
 def read_tree(
-    name: str, # 'folder' or 'imagenet_folder'
+    name: str, # 'folder', 'imagenet_folder' or 'unlabelled_folder'
     root: Path, # split/class/file, class/file, or files
     split: str, # one of `tree_splits(root)`
     o, # options: size, channels
+    labelled: bool = True, # whether folders may be classes
 ) -> Images:
     "Image files, labelled by the folder they are in if there are several and each image is in one."
     base = _base(root)
     folders, skipped = _split_folders(base) or {'all': '.'}, {}
     found = {s: list_images(base / f, skipped if s == split else None) for s, f in folders.items()}
     tails = _without_wrapper(found)
-    classes = _classes(tails[split], [f for part in tails.values() for f in part])
+    classes = _classes(tails[split], [f for part in tails.values() for f in part]) if labelled else []
     number = {c: i for i, c in enumerate(classes)}
     labels = [number[f.split('/')[0]] for f in tails[split]] if classes else None
     here = (base / folders[split]).relative_to(root)
     ids = [(here / f).as_posix() for f in found[split]]
     skipped = {(here / f).as_posix(): why for f, why in skipped.items()} | _beside(root, base, folders.values())
     images = from_files(name, split, root, ids, labels, classes, o.size, o.channels or 3)
-    return replace(images, skipped=Skipped(len(ids), skipped, _why_no_labels(tails[split], classes)) or None)
+    why = _why_no_labels(tails[split], classes) if labelled else ()
+    return replace(images, skipped=Skipped(len(ids), skipped, why) or None)
 
 def _beside(root, base, folders):
     "What lies beside the splits and is not read: path -> why."

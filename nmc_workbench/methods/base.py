@@ -38,14 +38,14 @@ from ..data.readers import as_images
 from ..diagnostics import clusters as _clusters
 from .config import RunConfig, with_recipe, result_parameters
 from ..metrics import scores
-from ..nets.encoders import encoder
+from ..nets.encoders import RANDOM, TunedEncoder, encoder
 from ..nets.heads import check_input
 from ..runs.checkpoints import clear_damage, load_checkpoint, load_state
 from ..runs.finished import config_of, read_run
-from ..runs.folder import run_on_main
+from ..runs.folder import failure_noted, run_on_main
 from ..runs.label_history import read_label_history
 from ..training.batches import Batches
-from ..training.embed import EncodedViews, Features, embed
+from ..training.embed import EncodedViews, EncoderViews, Features, embed
 from ..training.precision import Precision
 from ..training.trainer import Trainer
 
@@ -106,11 +106,12 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         self.standard_ = self._standard(seen, config)
         self.network_ = self._build(config, images.shape if features is None else (features.dim,))
         self._load_initial_weights(config)
+        if self._tunes(config): seen = self._with_its_encoder(images)
         _place(self.network_, device)
         batches = self._in_its_unit(self._batches(seen, config, device))
         self._check_inputs(batches)
         self.run_ = self._open_run(config, images, device)
-        self.trainer_ = self._trainer(config, batches)
+        with failure_noted(self.run_): self.trainer_ = self._trainer(config, batches)
         return self.trainer_
 
     def _trainer(self, config, batches):
@@ -127,10 +128,22 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         "Whether images are first turned into the features of a frozen encoder."
         return config.encoder is not None and not self.encodes_itself
 
+    def _tunes(self, config):
+        "Whether the encoder is a part of the network, and learns."
+        return self._is_encoded(config) and config.train_encoder
+
+    def _with_its_encoder(self, images):
+        "Put the encoder before the backbone, which knows its features; what the batches then hold."
+        net, made = self.network_, self._encoder()
+        net.backbone = TunedEncoder(made, net.backbone, self.standard_)
+        net.input_shape, self._n_cached = (made.channels, *made.size), None
+        return images
+
     def _embedded(self, images, config):
         "The features of a frozen encoder, kept in a folder where there is one; all seeds of a run see the same views."
         folder = config.features_dir or (as_path(config.run_dir).parent / 'features' if config.run_dir else None)
-        return embed(images, self._encoder(), config.encoder_views, self._encoder_augment(), folder,
+        views = 0 if config.train_encoder else config.encoder_views
+        return embed(images, self._encoder(), views, self._encoder_augment(), folder,
                      device=config.device)
 
     def _encoder_augment(self):
@@ -153,6 +166,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     def _views(self, config) -> Augment:
         "How views are drawn from what the batches hold: images or points, or the kept features of several views."
         n = vars(self).get('_n_cached')
+        if self._tunes(config): return EncoderViews(self._encoder(), self._encoder_augment())
         if n is None: return self._augment(config)
         return preset(f'cached(n={n})' if n else 'spiral(noise=.1)')
 
@@ -175,8 +189,14 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def augmentation(self) -> Augment:
         "How the views of a sample are drawn, points in the origin and the unit of the fit."
+        if self._tunes(self.config_): return EncoderViews(self._encoder(), self._encoder_augment())
         if self._is_encoded(self.config_): return EncodedViews(self._encoder(), self._encoder_augment(), self.standard_)
         return self._augment(self.config_).standardising(None if self.centres_features else self.standard_)
+
+    def view_of(self, pixels, generator=None): # (B, C, h, w) float32, of bytes (B, C, H, W)
+        "A view of every image as training draws it; with an encoder, what the encoder sees. For pictures."
+        if self._is_encoded(self.config_): return self.augmentation().seen(pixels, generator)
+        return self.trainer_.batches.augment(pixels, generator)
 
     def _batches(self, images, config, device):
         "Batches of augmented views of the images."
@@ -184,7 +204,8 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def _in_its_unit(self, batches):
         "The batches with points centred and scaled, unless the network does that with features."
-        if not self.centres_features: batches.augment = batches.augment.standardising(self.standard_)
+        if not (self.centres_features or self._tunes(self.config_)):
+            batches.augment = batches.augment.standardising(self.standard_)
         return batches
 
     def _load_initial_weights(self, config):
@@ -193,6 +214,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     def _check_inputs(self, batches):
         "Refuse images that the network or the augmentation cannot take, before a folder is made."
         self._check_batch_size(batches)
+        if self._tunes(self.config_): return            # the encoder has seen an image of its size when it was built
         pixels = batches.images.take(torch.arange(min(2, len(batches.images)), device=batches.device))
         self._check_view(batches.augment(pixels, generator(0, device=batches.device)))
         self._check_view(batches.augment.plain(pixels))
@@ -216,8 +238,15 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
                 raise InputError(f'encoder={config.encoder} takes images; these are points of {images.shape[0]} '
                                  'numbers, which are features already: leave encoder out, and give recipe=frozen')
             config = replace(config, recipe=config.recipe or 'frozen')
+        elif config.train_encoder:
+            raise InputError(f'train_encoder=True with encoder={config.encoder}; ' + self._no_tuning(config))
         config = with_recipe(config, self._recipe(config, images))
         return self._fitting_batch_size(self._known_n_clusters(config, images), len(images))
+
+    def _no_tuning(self, config):
+        "Why there is no encoder that could learn."
+        if config.encoder is None: return 'give encoder, the network whose weights shall learn'
+        return f'{type(self).__name__} keeps its encoder frozen: leave train_encoder out'
 
     def _known_n_clusters(self, config, images):
         "`config` with the number of classes for the number of clusters, where none is given and the method needs one."
@@ -240,7 +269,11 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     def finish(self, **more):
         "Label and embed the images, score them where there are labels, and write all of it and `more` into the run."
         self._refuse_before('trainer_', 'call fit, or prepare and train')
-        images = self.trainer_.batches.images
+        with failure_noted(self.run_): self._finish(self.trainer_.batches.images, more)
+        return self
+
+    def _finish(self, images, more):
+        "Label, embed, score and write."
         self.embedding_, logits = self._predict(self.trainer_.batches)
         self._fit_clusters(self.embedding_)
         self.labels_ = self._label(self.embedding_, logits)
@@ -248,7 +281,6 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         self.history_ = self.trainer_.history
         self.results_ = self._results(images)
         if self.run_ and rank_and_world()[0] == 0: self._write_results(images, more)
-        return self
 
     def _write_results(self, images, more):
         "Write the model, the results and the arrays of the fit into the run."
@@ -426,6 +458,15 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         lost = [k for k in needed if written.get(k) is None]
         if lost: raise InputError(f'{path} is damaged: it lacks {", ".join(lost)}; put a whole copy back')
 
+    def _built_again(self, shape):
+        "The network for inputs of this shape, with the encoder in it where that learns; weights are loaded later."
+        c = self.config_
+        if not self._tunes(c): return self._build(c, shape)
+        self.encoder_ = encoder(c.encoder, RANDOM, c.input_size)
+        self.network_ = self._build(c, (self.encoder_.dim,))
+        self._with_its_encoder(None)
+        return self.network_
+
     @classmethod
     def _of_saved(cls, saved, path):
         "The estimator of what `save` wrote, on the CPU."
@@ -437,7 +478,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         self.standard_ = saved.get('standard')          # a model of an older version takes points as they are
         self._set_extra_state(saved.get('more', {}))
         shape = tuple(as_integers(saved['shape'], 'shape', low=1, least=1).tolist())
-        self.network_ = self._build(self.config_, shape)
+        self.network_ = self._built_again(shape)
         load_state(self.network_, saved['weights'], str(path))
         self._set_n_clusters()
         if 'edits' not in saved: return self

@@ -39,7 +39,10 @@ def config_of(
     path = as_path(folder) / 'config.json'
     if not path.is_file():
         raise InputError(f'{folder} is not a run folder (config.json is missing); give the run_dir of a finished run')
-    config = read_json(path, _ADVICE)
+    return _as_config(read_json(path, _ADVICE), path)
+
+def _as_config(config, path):
+    "A configuration, if what every run has in it is of the right kind."
     for kind, names in _KINDS.items(): _check_kinds(config, names, kind, path)
     return config
 
@@ -49,7 +52,10 @@ def results_of(
     "What a finished run wrote into results.json."
     path = as_path(folder) / 'results.json'
     if not path.is_file(): return {}
-    results = read_json(path, _ADVICE)
+    return _as_results(read_json(path, _ADVICE), path)
+
+def _as_results(results, path):
+    "Results, if their scores are numbers that scores can be."
     _check_kinds(results, ('acc', 'nmi', 'ari', 'n_clusters', 'seconds'), (int, float), path)
     for name in ('acc', 'nmi', 'ari'):
         if abs(results.get(name) or 0) > 1: raise _damaged(path, f'{name}={results[name]:.4g}; expected at most 1')
@@ -224,7 +230,7 @@ def _aligned_images(config, folder, data_dir, n):
 
 def _lacks_files(config, folder, place, n):
     "Whether a folder of images has none of a run's files, so that all below it need not be listed."
-    ids = array_of(folder, 'ids') if config.get('dataset') in ('folder', 'imagenet_folder') else None
+    ids = array_of(folder, 'ids') if str(config.get('dataset')).endswith('folder') else None
     if ids is None: return False
     root = os.path.expanduser(place)
     return not any(os.path.exists(os.path.join(root, i)) for i in _checked_ids(ids, n, folder / 'ids.npy')[:100])

@@ -54,27 +54,54 @@ class _Entry:
 def _entries(root) -> Iterator[_Entry]:
     "The runs under a folder, newest first."
     root = as_path(root, 'root')
-    found = [p for p in root.rglob('config.json') if os.path.isfile(p) and not _counts_elsewhere(p.parent, root)]
+    found = [Path(folder, 'config.json') for folder, inside in _folders(root) if _is_of_run(folder, inside, root)]
     for path in sorted(found, key=_made, reverse=True): yield _entry(path.parent)
+
+def _folders(root, is_known=lambda folder: False) -> Iterator[tuple[str, dict]]: # path, {name: os.DirEntry}
+    """A folder and all below it, except what was set aside and what lies in a run; links are not followed.
+
+    A folder that is known to be a run is not looked into: it comes with None."""
+    left = [str(root)]
+    while left:
+        folder = left.pop()
+        if is_known(folder):
+            yield folder, None
+            continue
+        try:
+            with os.scandir(folder) as entries: inside = {e.name: e for e in entries}
+        except OSError: continue
+        yield folder, inside
+        if _holds_run(inside): continue
+        left += [e.path for name, e in inside.items() if not name.endswith('.previous') and _is_folder(e)]
+
+def _is_folder(entry):
+    try: return entry.is_dir(follow_symlinks=False)
+    except OSError: return False
 
 def _made(path):
     "When a file was written; long ago if it is gone meanwhile."
     try: return path.stat().st_mtime
     except OSError: return 0.
 
-def _counts_elsewhere(folder, root):
-    "Whether a run was set aside, or is a part of another one under `root`."
-    if any(p.name.endswith('.previous') for p in (folder, *folder.parents) if p != root and p.is_relative_to(root)):
-        return True
-    beside = folder.with_name(folder.name.removesuffix('_encoder'))
-    others = [p for p in (beside, *folder.parents) if p != folder and p.is_relative_to(root)]
-    return any(map(_is_run, others))
+def _is_of_run(folder, inside, root):
+    "Whether a folder has a configuration and is not a part of the run beside it."
+    if not _has(inside, 'config.json'): return False
+    beside = folder.removesuffix('_encoder')
+    return beside == folder or folder == str(root) or not _is_run(Path(beside))
 
 _FILES = 'provenance.json', 'metrics.jsonl', 'results.json', 'predictions.npy'
 
 def _is_run(folder):
     "Whether a folder holds a run, and not only a config.json of something else."
     return (folder / 'config.json').is_file() and any((folder / name).is_file() for name in _FILES)
+
+def _holds_run(inside):
+    "The same of a folder's entries."
+    return _has(inside, 'config.json') and any(_has(inside, name) for name in _FILES)
+
+def _has(inside, name):
+    try: return name in inside and inside[name].is_file()
+    except OSError: return False
 
 def _entry(folder):
     "The run in a folder, with what could be read of it."
@@ -179,10 +206,10 @@ def _differing(several):
     def values(k): return {v.get(k) for v in several} - ({None} if k == 'data' else set())
     return [k for k in sorted({k for v in several for k in v}) if len(values(k)) > 1]
 
-def _mean(scores):
+def _mean(scores, names=SCORES):
     "Mean and standard deviation of every score that is a number; none of a single run."
     row = dict(seeds=len(scores))
-    for k in SCORES:
+    for k in names:
         values = [s[k] for s in scores if isinstance(s.get(k), (int, float))]
         if values: row |= {k: float(np.mean(values)), f'{k}_std': float(np.std(values)) if len(values) > 1 else None}
     return row if len(scores) > 1 else row | dict(note='one run, no spread')

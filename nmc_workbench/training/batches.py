@@ -18,6 +18,7 @@ import torch
 
 from ..core.checks import accepts, optional, whole, a_function
 from ..augment.compose import Augment
+from ..core.devices import to_device
 from ..core.errors import InputError
 from ..core.ranks import rank_and_world
 from ..core.seeds import generator
@@ -132,7 +133,7 @@ class Batches:
     def _plain(self, index, pixels): return self.augment.plain(pixels)
 
     def _fetch(self, indices):
-        where = 'cpu' if self.images.streams else self.device
-        take = lambda index: (index, self.images.take(index.to(where)))
+        where = torch.device('cpu') if self.images.streams else self.device
+        take = lambda index: (index, self.images.take(to_device(index, where)))
         for index, pixels in (prefetch(indices, take) if self.images.streams else map(take, indices)):
             yield index, pixels.to(self.device, non_blocking=True)

@@ -21,6 +21,7 @@ class Stage(nn.Module):
     "A training phase; derive, give it a `name`, and say what `start`, `before_epoch` and `step` do."
     name = 'stage'
     batch_size = None       # images per step over all ranks, where they are not the trainer's
+    spares = False          # whether some parameters that learn get no gradient in a step
     accumulate = 1          # batches whose gradients are averaged before the optimisers take a step
     assigned_before = None  # what `assigned` last said, of this stage or one before it; the trainer sets it
 

@@ -24,9 +24,9 @@ from ..core.errors import one_of
 from ..core.progress import progress
 from ..core.ranks import from_main, mean_over_ranks, rank_and_world
 from ..runs.checkpoints import clear_damage, load_optimiser, load_state
-from ..runs.folder import Run
+from ..runs.folder import Run, failure_noted
 from .batches import Batches
-from .callbacks import Checkpoints, KeepLabels, StopOnNaN, Timing, Watch
+from .callbacks import Checkpoints, Heartbeat, KeepLabels, StopOnNaN, Timing, Watch
 from .precision import Precision, compiled
 from .stage import Stage
 
@@ -54,7 +54,7 @@ class Trainer:
         self.history, self.next_stage, self.next_epoch, self.late = [], 0, 0, False
         self._ends, self._saved, self._guests = math.inf, None, []
         self.checkpoints, self.labels = Checkpoints(run, checkpoint_every), KeepLabels(run)
-        self.callbacks = [StopOnNaN(), Timing(), self.labels, self.checkpoints, *(callbacks or [])]
+        self.callbacks = [StopOnNaN(), Timing(), self.labels, self.checkpoints, Heartbeat(), *(callbacks or [])]
         if resume: self._resume()
 
     @property
@@ -82,7 +82,7 @@ class Trainer:
         names = [s.name for s in self.stages]
         last = names.index(one_of(until, names, 'stage')) if until else len(names) - 1
         self._ends = math.inf if seconds is None else time.monotonic() + seconds
-        with self._device_settings(), self._guest(watch):
+        with failure_noted(self.run), self._device_settings(), self._guest(watch):
             while self.next_stage <= last and self._train_stage(self.stage) and not self._no_time(): pass
         return self.history
 
@@ -221,7 +221,8 @@ class Trainer:
     def _distributed(self, stage):
         if rank_and_world()[1] == 1: return stage
         ids = [self.device] if self.device.type == 'cuda' else None
-        return nn.parallel.DistributedDataParallel(stage, device_ids=ids, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(stage, device_ids=ids, broadcast_buffers=False,
+                                                   find_unused_parameters=stage.spares)
 
 def _shown(means):
     "What stands beside the progress bar: the first three numbers."

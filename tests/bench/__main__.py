@@ -223,15 +223,15 @@ def deepcluster_architectures(data):
 
 
 def deepcluster_strategies_resnet18(data):
-    "Both second losses, with a residual network of 18 layers, on one seed."
+    "Both second losses, with a residual network of 18 layers."
     from . import bench_deep_cluster
     path = found(data, 'mnist.npz')
     return dict(**circumstances(command_for(data)),
-                **bench_deep_cluster.strategies(path, 'resnet18', seeds=1, epochs=4))
+                **bench_deep_cluster.strategies(path, 'resnet18', epochs=4))
 
 
 def deepcluster_cifar10(data):
-    "DeepCluster from a short run of NMCE."
+    "DeepCluster from a short run of SeLa."
     from . import bench_deep_cluster
     path = found(data, 'cifar10')
     return dict(**circumstances(command_for(data)), **bench_deep_cluster.cifar10(path, ROOT / 'runs/bench'))
@@ -347,16 +347,34 @@ def embed_speed(data):
     return dict(**circumstances('python -m tests.bench embed_speed'), **embed.measure())
 
 
+ENCODER = 'ENCODER=file:weights.safetensors?timm:tf_efficientnet_lite0'
+
+
 def frozen(data):
     "Every method on the features of one encoder; ENCODER names it, such as timm:tf_efficientnet_lite0 or file:..."
     from . import bench_frozen
-    command = 'ENCODER=file:weights.safetensors?timm:tf_efficientnet_lite0 python -m tests.bench frozen --data folder'
+    command = f'{ENCODER} python -m tests.bench frozen --data folder'
     return dict(**circumstances(command), **bench_frozen.measure(Path(data) / 'cifar10', ROOT / 'runs/bench/features'))
+
+
+def photographs(data):
+    "The tutorial's command on folders of photographs; ENCODER names the encoder, as for `frozen`."
+    from . import bench_photographs
+    command = f'{ENCODER} python -m tests.bench photographs --data folder'
+    return dict(**circumstances(command), **bench_photographs.measure(
+        found(data, 'cifar10'), found(data, 'coil20_32.npz'), ROOT / 'runs/bench/photographs'))
+
+
+def runs_index(data):
+    "The table of 10,000 runs, with and without its index."
+    from . import bench_runs
+    return dict(**circumstances('make bench'), **bench_runs.measure())
 
 
 # the name of each bench: its record, what measures it, and whether it needs data
 BENCHES = {
     'speed':            ('speed', speed, False),
+    'runs_index':       ('runs_index', runs_index, False),
     'coil_step':        ('coil_step', coil_step, False),
     'embed_speed':      ('embed_speed', embed_speed, False),
     'digits':           ('nmce_digits', digits, False),
@@ -389,6 +407,7 @@ BENCHES = {
     'point_map':        ('point_map', point_map, True),
     'k_rules':          ('k_rules', k_rules, True),
     'frozen':           ('frozen', frozen, True),
+    'photographs':      ('photographs', photographs, True),
     'coil20':           ('nmce_coil20', coil20, True),
     'mnist':            ('nmce_mnist', mnist, True),
     'cifar10':          ('nmce_cifar10_cpu', cifar10, True)}

@@ -199,7 +199,7 @@ def recipe(
 ) -> dict: # parameter name -> value
     "The recipe that is asked for; else the data set's own, if its images have that shape; else one for such images."
     if found := own_recipe(RECIPES, dataset, shape, name): return found
-    if dataset == 'imagenet_folder': return _IMAGENET
+    if dataset in ('imagenet_folder', 'unlabelled_folder'): return _IMAGENET
     return _for_images(shape)
 
 def _for_images(shape):

@@ -117,7 +117,8 @@ class SeLa(Method, SeLaConfig):
         if config.num_workers: decode_threads(config.num_workers)
         batches = Batches(images, self._views(config), config.batch_size, 1, config.seed, device, whole=True)
         self._label_batches = copy(batches)                            # the images are shared
-        if self._n_cached is None: self._label_batches.augment = _label_preset(config)
+        own = self._n_cached is None and not self._tunes(config)        # views of images, not through an encoder
+        if own: self._label_batches.augment = _label_preset(config)
         self._label_batches = self._in_its_unit(self._label_batches)
         return batches
 

@@ -22,6 +22,7 @@ from torch import nn
 from torchvision.utils import save_image
 
 from ...core.checks import as_integers
+from ...core.devices import to_device
 from ...core.files import write_array
 from ...core.ranks import from_main, rank_and_world
 from ...losses import heads_cross_entropy
@@ -46,6 +47,10 @@ class SelfLabels(nn.Module):
         first = balanced_labels(len(batches.images), config.n_clusters, config.n_heads, config.seed)
         self.register_buffer('labels', first.to(next(network.parameters()).device))
         self.register_buffer('updates', torch.zeros((), dtype=torch.int64))
+
+    def of(self, index: torch.Tensor) -> torch.Tensor: # (B,) -> (H, B)
+        "The labels of some samples."
+        return self.labels[:, to_device(index, self.labels.device)]
 
     @torch.no_grad()
     def features(self): # index (n,), features (n, F), of this rank's share of the samples
@@ -144,7 +149,7 @@ class SelfLabelling(Stage):
     def step(self, index, views):
         if self.updated < len(self.steps_due) and self.position >= self.steps_due[self.updated]: self._update()
         self.position += 1
-        logits, labels = self.network(views[0]), self.self_labels.labels[:, index]        # (H, B, K), (H, B)
+        logits, labels = self.network(views[0]), self.self_labels.of(index)               # (H, B, K), (H, B)
         loss = heads_cross_entropy(logits, labels)
         if self.config.log_steps: self.recent.append(loss.detach())
         return loss, {}
