@@ -35,19 +35,20 @@ def pixels(images, n=None, components=50):
     return (x if components is None else pca(x, components)), images.labels.numpy()[at]
 
 
-def embedding(name, images, **options):
-    "The embedding of a run of NMCE, which is trained if it is not there."
-    from nmc_workbench.methods import NMCE
+def embedding(name, images, method='NMCE', **options):
+    "The embedding of a run of NMCE or AND, which is trained if it is not there."
+    from nmc_workbench import methods
     from nmc_workbench.runs.finished import array_of
     folder = BENCH / f'k_rules_{name}'
     if array_of(folder, 'embeddings') is None:
-        NMCE(**options, device='cpu', resume=True, run_dir=folder).fit(images)
+        getattr(methods, method)(**options, device='cpu', resume=True, run_dir=folder).fit(images)
     return array_of(folder, 'embeddings'), images.labels.numpy()
 
 
 def sets(digits, mnist, coil20, cifar10):
     "Title of every set -> a function that gives its rows and classes."
     def small(): return load('npz', root=mnist, limit=10_000)
+    coil20_run = dict(dataset='npz', recipe='coil20_small', **FIRST)
     mnist_run = dict(dataset='npz', limit=10_000, recipe='mnist_small', epochs=10, **FIRST)
     return {
         'digits, pixels': lambda: pixels(digits, components=None),
@@ -56,9 +57,12 @@ def sets(digits, mnist, coil20, cifar10):
         'seed 2': lambda: embedding('digits2', digits, dataset='digits', seed=2, **FIRST),
         'digits, all stages': lambda: embedding('digits_all', digits, dataset='digits'),
         'COIL-20, pixels': lambda: pixels(load('npz', root=coil20)),
+        'COIL-20, stage 1': lambda: embedding('coil20', load('npz', root=coil20), **coil20_run),
         'MNIST, stage 1': lambda: embedding('mnist', small(), **mnist_run),
         'MNIST, pixels': lambda: pixels(small()),
-        'CIFAR-10, pixels': lambda: pixels(load('folder', root=cifar10), 5000)}
+        'CIFAR-10, pixels': lambda: pixels(load('folder', root=cifar10), 5000),
+        'CIFAR-10, AND': lambda: embedding('and_cifar10', load('folder', root=cifar10, limit=10_000), 'AND',
+                                           dataset='folder', limit=10_000, recipe='cifar10_small')}
 
 
 def one(rule, z, y):
@@ -79,7 +83,8 @@ def measure(**given):
     "Every rule on every set."
     path, rows = BENCH / 'k_rules.json', {}
     if path.is_file(): rows = json.loads(path.read_text())
-    for title, make in sets(load('digits'), **given).items():
+    wanted = sets(load('digits'), **given)
+    for title, make in wanted.items():
         mine = rows.setdefault(title, dict(rules={}))
         missing = [r for r in RULES if r not in mine['rules']]
         if not missing: continue
@@ -89,4 +94,4 @@ def measure(**given):
             mine['rules'][rule] = one(rule, z, y)
             print(title, rule, mine['rules'][rule], flush=True)
             path.write_text(json.dumps(rows, indent=1) + '\n')
-    return dict(rows=rows)
+    return dict(rows={title: rows[title] for title in wanted})
