@@ -230,7 +230,7 @@ def test_every_parameter_is_documented():
         assert len(comments[f.name]) > 5 and f.metadata and not comments[f.name].endswith('.'), f.name
 
 
-ENCODER = 'encoder', 'encoder_weights', 'encoder_views', 'input_size', 'features_dir'
+ENCODER = 'encoder', 'encoder_weights', 'encoder_views', 'input_size', 'features_dir', 'train_encoder'
 
 
 @pytest.mark.parametrize('name', RECIPES)

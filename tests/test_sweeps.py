@@ -291,7 +291,7 @@ def test_a_sweep_that_is_killed_and_given_again(toy, tmp_path):
     assert done.returncode == 0 and f'{CELLS} cells: {CELLS} done' in done.stdout
     assert sum(r['starts'] for r in found.rows) > CELLS                 # some were cut and went on
     assert {row['gpu'] for c in folder.glob('*/run') for row in rows(c.parent)} == {'7', '8'}
-    assert overlaps(spans(folder, '7')) == overlaps(spans(folder, '8')) == 1 and overlaps(spans(folder)) == 2
+    assert overlaps(spans(folder, '7')) == overlaps(spans(folder, '8')) == 1 and overlaps(spans(folder)) <= 2
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ class RunConfig(Config):
     input_size: int | None = param(None, low=8) # side of the images that it sees, in pixels; None: its own
     encoder_views: int | None = param(None, low=0) # augmented views of every image whose features are kept
     features_dir: str | None = param(None, runtime=True) # where they are kept; None: beside the run, in features/
-    train_encoder: bool = param(False) # its weights learn too; views are then drawn from the images at every step
+    train_encoder: bool | None = param(None) # its weights learn too, on views drawn at every step; None: they do not
     # Run
     device: str = param('auto', runtime=True) # auto, cpu, cuda, cuda:1, mps
     amp: str = param('off', choices=AMP) # mixed precision: off, bf16, fp16

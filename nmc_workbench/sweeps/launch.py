@@ -10,16 +10,16 @@ stands in the folders of the cells and nowhere else."""
 # %% auto #0
 __all__ = ['FAILED', 'sweep_folder', 'prepare', 'gpu_names', 'room', 'sweep', 'kubernetes_job']
 
-# %% ../../nbs/sweeps/02_launch.ipynb #ba5ee2fb
+# %% ../../nbs/sweeps/02_launch.ipynb #42c38a2c
 import os, re, shutil, socket, subprocess, time
 from importlib.util import find_spec
 from pathlib import Path
 
 from ..core.errors import InputError, one_of, shown
 from .grid import Cell, cells_of
-from .worker import CELL, Rule, get_json, is_missing, put_json, state_of
+from .worker import CELL, Rule, _is_alive, get_json, is_missing, put_json, state_of
 
-# %% ../../nbs/sweeps/02_launch.ipynb #f771b31d
+# %% ../../nbs/sweeps/02_launch.ipynb #76f674b5
 def sweep_folder(
     notebook: str | Path, # of the sweep
     folder: str | Path | None = None, # as it was asked for
@@ -41,7 +41,7 @@ def prepare(
             put_json(folder / id_ / CELL, dict(notebook=str(c.notebook), parameters=c.parameters))
     return {c.id: c for c in cells}
 
-# %% ../../nbs/sweeps/02_launch.ipynb #53a4d6bd
+# %% ../../nbs/sweeps/02_launch.ipynb #8303db3f
 def gpu_names() -> list[str]: # as CUDA_VISIBLE_DEVICES names them
     "The GPUs of this machine that this process may use."
     if (visible := os.environ.get('CUDA_VISIBLE_DEVICES')) is not None:
@@ -84,7 +84,7 @@ def room(
                          f'for {most}; give fewer, or per_gpu=2 to let two runs share one')
     return at_once, gpus, names
 
-# %% ../../nbs/sweeps/02_launch.ipynb #49bc7aad
+# %% ../../nbs/sweeps/02_launch.ipynb #4a8ce1cb
 _JOBS, _PAUSE, _FOREVER = '.jobs', .5, 60 * 24 * 365      # seconds between looks; minutes that a worker may take
 
 def _submitit():
@@ -108,7 +108,7 @@ class _Work:
         from submitit.helpers import DelayedSubmission
         return DelayedSubmission(self, *where)
 
-# %% ../../nbs/sweeps/02_launch.ipynb #c37ae5ce
+# %% ../../nbs/sweeps/02_launch.ipynb #7a5491c1
 class _Local:
     "Keeps a machine busy until every cell is done, or has failed, or was stopped."
 
@@ -131,8 +131,9 @@ class _Local:
         here = [i for i in busy if states[i].get('host', _HOST) == _HOST]
         self.left = [i for i in self.left if i in busy or i in free]
         self._reap(sum(s.get('starts', 0) for s in states.values()))
-        others = len([i for i in here if i not in mine])
-        for _ in range(min(self.at_once - others, len(mine) + len(free)) - len(self.jobs)): self._start()
+        orphans = [i for i in mine if not _is_alive(states[i].get('pid', 0))]      # their kernels are about to end
+        others = len([i for i in here if i not in mine or i in orphans])
+        for _ in range(min(self.at_once - others, len(mine) - len(orphans) + len(free)) - len(self.jobs)): self._start()
         return bool(self.left)
 
     def _reap(self, starts):
@@ -168,7 +169,7 @@ def _probe(folder):
     put_json(path, dict(space=' ' * 65536))
     path.unlink(missing_ok=True)
 
-# %% ../../nbs/sweeps/02_launch.ipynb #1412ceee
+# %% ../../nbs/sweeps/02_launch.ipynb #1cdc1b6c
 _REQUEUES, _PARALLEL = 1000, 256
 
 def _to_slurm(folder, ids, work, at_once, gpus, options):
@@ -208,7 +209,7 @@ def _wait_for_slurm(folder, ids, watch):
         watch()
         time.sleep(4 * _PAUSE)
 
-# %% ../../nbs/sweeps/02_launch.ipynb #56978d7e
+# %% ../../nbs/sweeps/02_launch.ipynb #2be6ca20
 def sweep(
     notebook: str | Path, # any notebook with a cell tagged `parameters`
     grid: dict | list, # name -> values, of which every combination is a run; or a list of sets, name -> value
@@ -262,7 +263,7 @@ def _there(cells, folder, options, asked, watch, wait):
 
 _PATIENT = dict(patience=150.)      # longer than a claim of another machine holds without a heartbeat
 
-# %% ../../nbs/sweeps/02_launch.ipynb #970f563a
+# %% ../../nbs/sweeps/02_launch.ipynb #401382b7
 FAILED = 3          # what a command with --index exits with when its run has failed
 _CUTS = 3           # how often a pod that died is begun again
 
