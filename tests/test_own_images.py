@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
 from nmc_workbench.data import load
 from nmc_workbench.runs.finished import read_run
+from tests import tiny
 from tests.photographs import write_photographs
 from tests.processes import python
 
@@ -75,10 +75,7 @@ def test_a_folder_with_sizes_modes_and_names_of_all_kinds(tmp_path):
 
 @pytest.fixture(scope='module')
 def small_encoder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp('encoder') / 'small.pt'
-    torch.jit.script(nn.Sequential(nn.Conv2d(1, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.Flatten())).save(path)
-    return path
+    return tiny.encoder(tmp_path_factory.mktemp('encoder') / 'small.pt')
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.data import load
@@ -11,6 +10,7 @@ from nmc_workbench.methods import AND, NMC, NMCE, DeepCluster, SeLa
 from nmc_workbench.methods.base import open_run
 from nmc_workbench.nets.encoders import encoder
 from nmc_workbench.training.trainer import Trainer
+from tests import tiny
 
 KINDS = dict(NMCE=NMCE, SeLa=SeLa, DeepCluster=DeepCluster, AND=AND)
 MORE = dict(NMCE=dict(stages='representation', clusters='kmeans'), SeLa={}, DeepCluster={}, AND=dict(rounds=1))
@@ -23,11 +23,8 @@ def digits(): return load('digits', limit=150)
 
 @pytest.fixture(scope='module')
 def name(tmp_path_factory):
-    "A small network with weights drawn from a seed, as TorchScript, under the name that methods take."
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp('encoder') / 'small.pt'
-    torch.jit.script(nn.Sequential(nn.Conv2d(1, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.Flatten())).save(path)
-    return f'file:{path}'
+    "A small network under the name that methods take."
+    return f"file:{tiny.encoder(tmp_path_factory.mktemp('encoder') / 'small.pt')}"
 
 
 def options(kind, name, folder):

@@ -7,6 +7,15 @@ import numpy as np
 DIGITS = dict(dataset='digits', limit=120, batch_size=60, device='cpu')
 
 
+def encoder(path):
+    "A small network of 8 x 8 grey images with weights drawn from a seed, written as TorchScript; the path."
+    import torch
+    from torch import nn
+    torch.manual_seed(0)
+    torch.jit.script(nn.Sequential(nn.Conv2d(1, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.Flatten())).save(path)
+    return path
+
+
 def nmce(folder):
     from nmc_workbench.data import load
     from nmc_workbench.methods import NMCE

@@ -106,7 +106,9 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         self.standard_ = self._standard(seen, config)
         self.network_ = self._build(config, images.shape if features is None else (features.dim,))
         self._load_initial_weights(config)
-        if self._tunes(config): seen = self._with_its_encoder(images)
+        if self._tunes(config):
+            self._put_encoder_first()
+            seen = images
         _place(self.network_, device)
         batches = self._in_its_unit(self._batches(seen, config, device))
         self._check_inputs(batches)
@@ -132,12 +134,11 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         "Whether the encoder is a part of the network, and learns."
         return self._is_encoded(config) and config.train_encoder
 
-    def _with_its_encoder(self, images):
-        "Put the encoder before the backbone, which knows its features; what the batches then hold."
+    def _put_encoder_first(self):
+        "Put the encoder before the backbone, which knows its features; the network then takes images."
         net, made = self.network_, self._encoder()
         net.backbone = TunedEncoder(made, net.backbone, self.standard_)
         net.input_shape, self._n_cached = (made.channels, *made.size), None
-        return images
 
     def _embedded(self, images, config):
         "The features of a frozen encoder, kept in a folder where there is one; all seeds of a run see the same views."
@@ -166,7 +167,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     def _views(self, config) -> Augment:
         "How views are drawn from what the batches hold: images or points, or the kept features of several views."
         n = vars(self).get('_n_cached')
-        if self._tunes(config): return EncoderViews(self._encoder(), self._encoder_augment())
+        if self._tunes(config): return self.augmentation()
         if n is None: return self._augment(config)
         return preset(f'cached(n={n})' if n else 'spiral(noise=.1)')
 
@@ -464,7 +465,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         if not self._tunes(c): return self._build(c, shape)
         self.encoder_ = encoder(c.encoder, RANDOM, c.input_size)
         self.network_ = self._build(c, (self.encoder_.dim,))
-        self._with_its_encoder(None)
+        self._put_encoder_first()
         return self.network_
 
     @classmethod

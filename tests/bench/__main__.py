@@ -362,7 +362,7 @@ def photographs(data):
     from . import bench_photographs
     command = f'{ENCODER} python -m tests.bench photographs --data folder'
     return dict(**circumstances(command), **bench_photographs.measure(
-        found(data, 'cifar10'), found(data, 'coil20_32.npz'), ROOT / 'runs/bench/photographs'))
+        papermill, found(data, 'cifar10'), found(data, 'coil20_32.npz'), ROOT / 'runs/bench/photographs'))
 
 
 def runs_index(data):

@@ -5,22 +5,19 @@ a file of whoever measures. Beside the command stand k-means, and UMAP with k-me
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from nmc_workbench.cluster import kmeans
 from nmc_workbench.data import load
 from nmc_workbench.metrics import scores
 from nmc_workbench.nets.encoders import encoder
 from nmc_workbench.training.embed import embed
 from tests.photographs import write_photographs
 
-ROOT = Path(__file__).resolve().parents[2]
+from .bench_frozen import ROWS
+
 KINDS, EACH = 8, 75
 
 
@@ -40,34 +37,29 @@ def of_coil20(path):
     return a['x'].reshape(len(y), 1, 32, 32)[some].astype(np.uint8), np.unique(y[some], return_inverse=True)[1]
 
 
-def command(photos, out, seed):
+def command(papermill, photos, out, seed):
     "The tutorial's command; its seconds from start to end."
-    words = dict(dataset='unlabelled_folder', data_dir=photos, encoder=os.environ['ENCODER'], n_clusters=KINDS,
-                 seed=seed, run_dir=out / 'run', features_dir=out.parent / 'features')
-    out.mkdir(parents=True, exist_ok=True)
-    program, start = Path(sys.executable).with_name('papermill'), time.perf_counter()
-    subprocess.run([str(program), 'nbs/train_and.ipynb', str(out / 'photos.ipynb'), '--no-progress-bar',
-                    *(w for k, v in words.items() for w in ('-p', k, str(v)))], cwd=ROOT, check=True)
+    start = time.perf_counter()
+    papermill('train_and', out, dict(
+        dataset='unlabelled_folder', data_dir=photos, encoder=os.environ['ENCODER'], n_clusters=KINDS, seed=seed,
+        run_dir=out / 'run', features_dir=out.parent / 'features'))
     return time.perf_counter() - start
 
 
 def others(photos, folder, truth, seed):
     "ACC of k-means, and of UMAP with k-means, on the same features."
-    import umap
     images = load('unlabelled_folder', root=photos)
     f = embed(images, encoder(os.environ['ENCODER']), views=2, augment='nmc', folder=folder)
-    x = f.plain / np.linalg.norm(f.plain, axis=1, keepdims=True)
     y = np.array([truth[i] for i in images.ids.tolist()])
-    seen = {'k-means': x, 'UMAP + k-means': umap.UMAP(random_state=seed).fit_transform(x)}
-    return {name: scores(y, kmeans(v, KINDS, 'auto', seed).labels)['acc'] for name, v in seen.items()}
+    return {name: scores(y, ROWS[name](f, KINDS, seed))['acc'] for name in ('k-means', 'UMAP + k-means')}
 
 
-def one(name, pixels, labels, folder, seed):
+def one(papermill, name, pixels, labels, folder, seed):
     "One run of the command, on a folder that is written anew for every seed."
     photos, out = folder / f'{name}_{seed}/photos', folder / f'{name}_{seed}/command'
     shutil.rmtree(photos.parent, ignore_errors=True)
     truth = write_photographs(pixels, labels, photos, seed)
-    seconds = command(photos, out, seed)
+    seconds = command(papermill, photos, out, seed)
     ids, found = np.load(out / 'run/ids.npy'), np.load(out / 'run/predictions.npy')
     y = np.array([truth[i] for i in ids.tolist()])
     row = dict(seed=seed, n=len(y), seconds=seconds, AND=scores(y, found)['acc'],
@@ -76,13 +68,13 @@ def one(name, pixels, labels, folder, seed):
     return row
 
 
-def measure(cifar10, coil20, folder, seeds=3):
-    "Every seed of both sets; a bench that was interrupted goes on."
+def measure(papermill, cifar10, coil20, folder, seeds=3):
+    "Every seed of both sets; a bench that was interrupted goes on. `papermill` runs a notebook of nbs/."
     kept = folder / 'photographs.json'
     rows = json.loads(kept.read_text()) if kept.is_file() else {}
     for name, (pixels, labels) in {'CIFAR-10': of_cifar10(cifar10), 'COIL-20': of_coil20(coil20)}.items():
         for seed in range(seeds):
             if seed < len(rows.setdefault(name, [])): continue
-            rows[name].append(one(name.lower().replace('-', ''), pixels, labels, folder, seed))
+            rows[name].append(one(papermill, name.lower().replace('-', ''), pixels, labels, folder, seed))
             kept.write_text(json.dumps(rows, indent=1))
     return dict(encoder=os.environ['ENCODER'].rpartition('?')[2], rows=rows)
