@@ -18,9 +18,9 @@ STYLE = """.room,.title{font-size:14.5px;font-weight:bold}.module,.notebook{font
 MATHEMATICS = ('losses · optim · metrics · subspaces · persistence · transport · cluster · k_rules · projection · '
                'anchors')
 ROWS = [
-    [('explore', .62, PURPLE, 'screens that know runs',
+    [('explore', .58, PURPLE, 'screens that know runs',
       'explorer · look_closer · curation · transport_lab · compare_lab', ''),
-     ('sweeps', .2, PURPLE, 'many runs', 'grid · launch · table', ''),
+     ('sweeps', .24, PURPLE, 'many runs', 'grid · launch · table', ''),
      ('reports', .18, PURPLE, '', 'html · summary', '')],
     [('widgets', 1, PURPLE, 'live parts that know no run', 'base · scatter · image_grid · table · plotly_figure', '')],
     [('plotting', 1, PURPLE, 'still pictures of arrays',
@@ -37,9 +37,9 @@ ROWS = [
     [('training', .62, PINK, 'one loop', 'batches · stage · trainer · callbacks · embed · timing',
       '1 batches makes views, 2 trainer runs steps'),
      ('diagnostics', .38, GREEN, 'without labels', 'diagnosis · clusters · collapse · geometry', '')],
-    [('runs', .62, PINK, "a run's folder, written and read",
+    [('runs', .66, PINK, "a run's folder, written and read",
       'folder · metrics_log · checkpoints · label_history · finished · index · table', ''),
-     ('modes', .38, OLIVE, 'hills of a learned density', 'potential · ascent · endpoints · tree', '')],
+     ('modes', .34, OLIVE, 'hills of a learned density', 'potential · ascent · endpoints · tree', '')],
     [('data', .34, BLUE, 'sets of images', 'catalog · readers · images', ''),
      ('augment', .38, BLUE, 'views', 'presets · compose · operations', '1'),
      ('nets', .28, BLUE, 'networks', 'encoders · backbones', '')],
