@@ -269,6 +269,26 @@ def test_a_kernel_that_is_killed_is_started_again(tmp_path):
     assert state_of(folder)['reason'].startswith('the kernel died')
 
 
+@pytest.mark.slow
+def test_a_kernel_ends_with_its_worker(toy, tmp_path):
+    "Also where the worker is killed before the kernel has begun to look after its parent: then the cell is free."
+    folder = tmp_path / 'sweep' / next(iter(prepare(cells_of(toy, dict(seed=[1])), tmp_path / 'sweep')))
+    code = f'from nmc_workbench.sweeps.worker import run_cell; run_cell({str(toy)!r}, {str(folder)!r})'
+    for pause in 0., .3, 1.:
+        with subprocess.Popen([sys.executable, '-c', code], cwd=ROOT) as worker:
+            while not (kernels := children(worker.pid)): time.sleep(.01)
+            time.sleep(pause)
+            worker.kill()
+        end = time.monotonic() + 10
+        while is_held(folder): assert time.monotonic() < end, (pause, kernels)
+    assert run_cell(toy, folder) == 'done'
+
+
+def children(pid):
+    "Processes that another started."
+    return Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+
+
 KILLS, CELLS, ROWS = 5, 24, 6
 
 

@@ -8,7 +8,7 @@ this library. Loading torch, torchvision and scikit-learn takes four seconds; a 
     python -S -E tools/warm.py PLACE -c CODE [ARG...]    the same with code
 
 It runs with the environment, the folder and the files of who asked, in a session of its own; signals are passed
-on, and it ends when its caller does. Where variables that libraries read as they are loaded differ, Python itself
+on, and it ends when its caller does, which ends with its parent. Where variables that libraries read as they are loaded differ, Python itself
 runs it."""
 import gc
 import json
@@ -136,12 +136,19 @@ def ask(place, *words):
     data = json.dumps(asked).encode() + b'\n'
     sent = socket.send_fds(caller, [data], [0, 1, 2])
     caller.sendall(data[sent:])
-    told = caller.recv(100)
+    told = listen(caller, os.getppid())
     if told == b'cold\n' or not told: cold(words)
     code = int(told)
     if code >= 0: os._exit(code)
     signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
     os.kill(os.getpid(), -code)
+
+
+def listen(caller, parent):
+    "What the nursery says at last; when the parent has ended meanwhile, so does this process."
+    while not select.select([caller], [], [], 1)[0]:
+        if os.getppid() != parent: os._exit(1)
+    return caller.recv(100)
 
 
 def cold(words): os.execv(sys.executable, [sys.executable, *words])

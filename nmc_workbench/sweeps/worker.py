@@ -13,7 +13,7 @@ __all__ = ['CELL', 'RUN', 'FINAL', 'put_json', 'get_json', 'state_of', 'is_missi
            'run_cell', 'run_cells']
 
 # %% ../../nbs/sweeps/01b_worker.ipynb #9b809fb5
-import json, os, random, re, shutil, signal, socket, tempfile, threading, time
+import ctypes, json, os, random, re, shutil, signal, socket, sys, tempfile, threading, time
 from contextlib import suppress
 from pathlib import Path
 
@@ -188,9 +188,19 @@ class Rule:
     def _asked(answer): return (answer if isinstance(answer, str) else 'stopped by the rule') if answer else None
 
 # %% ../../nbs/sweeps/01b_worker.ipynb #76adfdb1
+def _ends_with(parent, prctl, death=1):
+    "What a kernel does before it begins: on Linux it is killed when the worker that started it ends, however that is."
+    def first():
+        prctl(death, signal.SIGKILL)
+        if os.getppid() != parent: os._exit(1)
+    return first
+
 def _kernel_class(place, keep, started):
-    "A kernel manager that talks through files in a folder, and whose kernels keep some files open."
+    """A kernel manager that talks through files in a folder, and whose kernels keep some files open and end with their
+    worker. A kernel's own watch over its parent begins too late where the worker is killed meanwhile, and it would
+    hold the cell for ever."""
     from jupyter_client import AsyncKernelManager
+    first = _ends_with(os.getpid(), ctypes.CDLL(None).prctl) if sys.platform == 'linux' else None
 
     class Kernel(AsyncKernelManager):
         def __init__(self, *args, **kwargs):
@@ -200,7 +210,7 @@ def _kernel_class(place, keep, started):
             self.connection_file = f'{place}/kernel.json'
 
         async def _async_launch_kernel(self, command, **kwargs):
-            if fcntl: kwargs['pass_fds'] = tuple(keep)
+            if fcntl: kwargs |= dict(pass_fds=tuple(keep), preexec_fn=first)
             await super()._async_launch_kernel(command, **kwargs)
             started.append(self.provisioner.pid)
 
