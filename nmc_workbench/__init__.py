@@ -10,14 +10,18 @@ _NAMES = {
     'augment': 'preset',
     'nets': 'backbone',
     'methods': 'NMCE NMC SeLa DeepCluster AND',
+    'nets.encoders': 'encoder',
+    'training.embed': 'embed',
     'methods.base': 'open_run',
     'runs.finished': 'read_run',
     'runs.index': 'list_runs',
     'runs.table': 'run_table',
     'evaluation': 'evaluate',
     'evaluation.agreement': 'compare',
+    'evaluation.quality': 'quality',
     'diagnostics.diagnosis': 'diagnose',
     'explore.explorer': 'Explorer',
+    'sweeps.launch': 'sweep',
 }
 _ROOMS = '''anchors augment cluster core data diagnostics evaluation explore k_rules lloyd losses methods metrics
     modes nets optim persistence plotting projection reports runs subspaces sweeps training transport widgets'''.split()

@@ -12,7 +12,8 @@ import nmc_workbench as nmc
 OFFERED = '''load as_images preset backbone NMCE NMC SeLa open_run read_run list_runs evaluate diagnose compare Explorer
     losses optim metrics subspaces persistence transport cluster projection
     core data augment nets modes runs training methods diagnostics evaluation plotting widgets explore
-    reports DeepCluster AND lloyd anchors k_rules run_table sweeps'''.split()
+    reports DeepCluster AND lloyd anchors k_rules run_table sweeps
+    encoder embed quality sweep'''.split()
 
 
 @pytest.mark.parametrize('name', OFFERED)

@@ -174,5 +174,22 @@ def sela():
     turnover_picture(SeLa(device='cpu').fit(load('digits')).history_).save(HERE / 'methods/sela_turnover')
 
 
+def own_images():
+    "The groups that the tutorial's command finds in the photographs that its first block writes, by an encoder, ENCODER."
+    import os, re, tempfile
+    from nmc_workbench.data import load
+    from nmc_workbench.methods import AND
+    from nmc_workbench.plotting.galleries import gallery
+    page = HERE.joinpath('tutorials/own_images.md').read_text(encoding='utf-8')
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        exec(re.search(r'```python\n(.*?)```', page, re.S)[1], {})
+        photos = load('unlabelled_folder', root='photos')
+        model = AND(encoder=os.environ['ENCODER'], n_clusters=6, device='cpu', run_dir='run').fit(photos)
+        gallery(photos, model.labels_, model.embedding_, 7).save(HERE / 'tutorials/own_images')
+
+
+PICTURES = dict(architecture=architecture, nmc=nmc, sela=sela, deepcluster=deepcluster, own_images=own_images)
+
 if __name__ == '__main__':
-    for name in sys.argv[1:]: dict(architecture=architecture, nmc=nmc, sela=sela, deepcluster=deepcluster)[name]()
+    for name in sys.argv[1:]: PICTURES[name]()
