@@ -8,8 +8,8 @@ this library. Loading torch, torchvision and scikit-learn takes four seconds; a 
     python -S -E tools/warm.py PLACE -c CODE [ARG...]    the same with code
 
 It runs with the environment, the folder and the files of who asked, in a session of its own; signals are passed
-on, and it ends when its caller does, which ends with its parent. Where variables that libraries read as they are loaded differ, Python itself
-runs it."""
+on, and it ends when its caller does, which ends with its parent. Where variables that libraries read as they are
+loaded differ, Python itself runs it."""
 import gc
 import json
 import os

@@ -175,7 +175,7 @@ def sela():
 
 
 def own_images():
-    "The groups that the tutorial's command finds in the photographs that its first block writes, by an encoder, ENCODER."
+    "What the command of the tutorial finds in the photographs of its first block; ENCODER names the encoder."
     import os, re, tempfile
     from nmc_workbench.data import load
     from nmc_workbench.methods import AND
