@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 # Threads that sleep while they wait: on shared cores, spinning threads made training several times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help demo test notebooks fast check export lab app docs docs-serve \
+.PHONY: help demo test notebooks fast check export lab app docs docs-serve benchmark speedrun \
         bench bench-data bench-gpu bench-gpu-sela bench-gpu-and clean
 .DEFAULT_GOAL := help
 
@@ -70,6 +70,15 @@ bench-data: $(VENV)/.ready  ## measure COIL-20, MNIST and CIFAR-10 on two cores 
 	env -u OMP_WAIT_POLICY $(BIN)/python -m tests.bench --fresh coil20 mnist cifar10 nmc_study_mnist nmc_study_coil20 \
 	  sela_mnist sela_cifar10 sinkhorn explorer deepcluster_study deepcluster_strategies deepcluster_epoch \
 	  deepcluster_cifar10 kmeans and_mnist and_cifar10 k_rules --data "$(DATA)"
+
+benchmark: $(VENV)/.ready  ## every method and baseline on four sets (hours, resumable): make benchmark DATA=folder
+	@mkdir -p runs/benchmark
+	env -u OMP_WAIT_POLICY $(BIN)/papermill nbs/benchmark.ipynb runs/benchmark/benchmark.ipynb --no-progress-bar \
+	  --log-output $(if $(DATA),-p data_dir "$(DATA)") $(ARGS)
+	$(BIN)/python -m tests.bench benchmark
+
+speedrun: $(VENV)/.ready  ## minutes from random weights to a stated ACC: make speedrun ARGS="--set mnist --data folder"
+	$(BIN)/python tools/speedrun.py $(ARGS)
 
 # Without .venv they take the Python at hand, which needs only PyTorch and the core's other packages.
 GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -6,9 +6,9 @@ from setuptools import find_packages, setup
 parser = ConfigParser(delimiters=['='])
 parser.read('settings.ini', encoding='utf-8')
 c = parser['DEFAULT']
-extras = 'look', 'dev', 'docs', 'gpu', 'heic', 'layers', 'encoders'
+extras = 'look', 'dev', 'docs', 'gpu', 'heic', 'layers', 'encoders', 'hf'
 packages = {name: shlex.split(c[f'{name}_requirements']) for name in extras}
-packages['dev'] += packages['look'] + packages['docs'] + packages['encoders']
+packages['dev'] += packages['look'] + packages['docs'] + packages['encoders'] + packages['hf']
 
 setup(
     name=c['lib_name'], version=c['version'], description=c['description'],

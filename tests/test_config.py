@@ -95,7 +95,7 @@ def test_unknown_parameter_of_a_method_names_the_nearest():
 
 
 # Parameters that a recipe never sets: what data, how many clusters, where the run starts and goes.
-FREE = {'limit', 'size', 'n_clusters', 'run_dir', 'cfgs', 'recipe', 'start_from'}
+FREE = {'limit', 'size', 'n_clusters', 'run_dir', 'cfgs', 'recipe', 'start_from', 'n_devices', 'n_nodes'}
 ENCODER = {'encoder', 'encoder_weights', 'encoder_views', 'input_size', 'features_dir', 'train_encoder'}
 
 

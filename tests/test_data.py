@@ -683,7 +683,7 @@ def test_folders_of_an_unlabelled_folder_are_no_classes(tmp_path):
 
 def test_every_set_is_described():
     others = {'digits', 'spiral', 'fashion_mnist', 'kmnist', 'folder', 'imagenet_folder', 'unlabelled_folder',
-              'npz'}
+              'npz', 'pack', 'hf'}
     assert set(names()) == set(WHERE) | others
     rows = {r['name']: r for r in describe()}
     assert rows['stl10']['splits'] == 'train, test, unlabeled, train+unlabeled, all'

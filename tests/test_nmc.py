@@ -29,7 +29,7 @@ from . import killed
 from .bench.bench_nmc import mixture
 
 OPEN = {'limit', 'size', 'n_clusters', 'run_dir', 'recipe', 'cfgs', 'num_workers', 'encoder_weights', 'augment',
-        'embedding_dim', 'tau', 'encoder', 'encoder_views', 'features_dir', 'train_encoder'}
+        'embedding_dim', 'tau', 'encoder', 'encoder_views', 'features_dir', 'train_encoder', 'n_devices', 'n_nodes'}
 SMALL = dict(epochs=20, batch_size=100, potential_hidden=32, device='cpu')
 
 

@@ -238,7 +238,7 @@ def test_recipes_set_every_open_parameter(name):
     config = SeLaConfig(**RECIPES[name]).checked()
     left = {f for f in SeLaConfig.names() if getattr(config, f) is None}
     assert left <= {'limit', 'size', 'n_clusters', 'recipe', 'cfgs', 'run_dir', 'backbone_width', 'start_from',
-                    'label_augment', 'num_workers', 'comment', *ENCODER}, left
+                    'label_augment', 'num_workers', 'comment', 'n_devices', 'n_nodes', *ENCODER}, left
 
 
 def test_predict_agrees_with_the_fit_and_survives_the_disk(run, digits):

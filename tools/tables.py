@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from statistics import mean, pstdev
 
+import scale
+
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = re.compile(r'(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)', re.S)
 WIDTH = 120         # of a line of text; a row of a table is one line, however long
@@ -55,14 +57,30 @@ def times(ratio): return f'{ratio:.1f} times'
 
 # --- training ------------------------------------------------------------------------------------------
 
+ON_PIXELS = dict(kmeans_pixels='k-means on pixels', umap_kmeans_pixels='UMAP + k-means on pixels')
+
+
+def on_pixels(record):
+    "Baselines on pixels, title -> scores; UMAP's are in a record of their own where the runs did not keep them."
+    kept = json.loads((ROOT / 'docs/records/pixel_baselines.json').read_text(encoding='utf-8'))['rows']
+    later = {'umap_kmeans_pixels': kept[record['title']]} if record['title'] in kept else {}
+    found = later | record if 'kmeans_pixels' in record else record
+    return {title: found[name] for name, title in ON_PIXELS.items() if name in found}
+
+
+def titles(record): return list(on_pixels(record))
+def beside(record, key): return [f'{s[key]:.3f}' for s in on_pixels(record).values()]
+
+
 def trained(record):
-    "The seeds of a train notebook beside k-means on pixels."
+    "The seeds of a train notebook beside the baselines on pixels that were measured with them."
     runs, several = record['rows'], len(record['rows']) > 1
-    head = [record['title'], *(f'seed {r["seed"]}' for r in runs), *['mean ± std'] * several, 'k-means on pixels']
-    rows = [[k.upper(), *(f'{r[k]:.3f}' for r in runs), *[bold(spread(runs, k))] * several,
-             f'{record["kmeans_pixels"][k]:.3f}'] for k in ('acc', 'nmi', 'ari')]
+    head = [record['title'], *(f'seed {r["seed"]}' for r in runs), *['mean ± std'] * several, *titles(record)]
+    rows = [[k.upper(), *(f'{r[k]:.3f}' for r in runs), *[bold(spread(runs, k))] * several, *beside(record, k)]
+            for k in ('acc', 'nmi', 'ari')]
     seconds = [r['seconds'] for r in runs]
-    last = ['seconds, whole notebook', *(f'{s:.0f}' for s in seconds), *[f'{mean(seconds):.0f}'] * several, '']
+    last = ['seconds, whole notebook', *(f'{s:.0f}' for s in seconds), *[f'{mean(seconds):.0f}'] * several,
+            *[''] * len(titles(record))]
     return page(table(head, [*rows, last]), made(record))
 
 
@@ -79,14 +97,15 @@ def nmc_digits(record):
     "NMC's seeds beside k-means with as many clusters on the same embedding."
     runs = [{**r, **{f'kmeans_{k}': v for k, v in r['kmeans'].items()}, 'all': r['seconds'] + r['seconds_encoder']}
             for r in record['rows']]
-    def line(name, key, form='{:.3f}', means='{:.3f}'):
-        return [name, *(form.format(r[key]) for r in runs), bold(spread(runs, key, means))]
+    none = [''] * len(titles(record))
+    def line(name, key, form='{:.3f}', means='{:.3f}', more=none):
+        return [name, *(form.format(r[key]) for r in runs), bold(spread(runs, key, means)), *more]
     rows = [line('clusters found', 'n_clusters', '{}', '{:.1f}'),
             line('modes before merging', 'n_modes', '{}', '{:.1f}'),
-            *(line(k.upper(), k) for k in ('acc', 'nmi', 'ari')),
+            *(line(k.upper(), k, more=beside(record, k)) for k in ('acc', 'nmi', 'ari')),
             *(line(f'{k.upper()}, k-means with as many clusters', f'kmeans_{k}') for k in ('acc', 'nmi')),
             line('seconds, encoder and all', 'all', '{:.0f}', '{:.0f}')]
-    head = [record['title'], *(f'seed {r["seed"]}' for r in runs), 'mean ± std']
+    head = [record['title'], *(f'seed {r["seed"]}' for r in runs), 'mean ± std', *titles(record)]
     return page(table(head, rows), made(record))
 
 
@@ -123,14 +142,14 @@ def eps_range(name, found):
 
 def by_seed(record, **more):
     "The seeds: features before and after training, scores, and what `more` names (title -> key of a row)."
-    runs, several, pixels = record['rows'], len(record['rows']) > 1, record['kmeans_pixels']
-    def line(name, key, form='{:.3f}', beside=''):
-        return [name, *(form.format(r[key]) for r in runs), *[bold(spread(runs, key, form))] * several, beside]
+    runs, several, none = record['rows'], len(record['rows']) > 1, [''] * len(titles(record))
+    def line(name, key, form='{:.3f}', more=none):
+        return [name, *(form.format(r[key]) for r in runs), *[bold(spread(runs, key, form))] * several, *more]
     rows = [line('nearest neighbours, untrained', 'knn_untrained'), line('nearest neighbours', 'knn'),
-            *(line(k.upper(), k, beside=f'{pixels[k]:.3f}') for k in ('acc', 'nmi', 'ari')),
+            *(line(k.upper(), k, more=beside(record, k)) for k in ('acc', 'nmi', 'ari')),
             *(line(name, key) for name, key in more.items()), line('seconds, whole notebook', 'seconds', '{:.0f}')]
     seeds = [f'seed {r["seed"]}' for r in runs]
-    return page(table([record['title'], *seeds, *['mean ± std'] * several, 'k-means on pixels'], rows), made(record))
+    return page(table([record['title'], *seeds, *['mean ± std'] * several, *titles(record)], rows), made(record))
 
 
 def sela(record): return by_seed(record, purity='purity')
@@ -143,23 +162,23 @@ def deepcluster(record):
 
 def rounds(record):
     "The seeds of AND: features round by round, and the clusters that were read from them."
-    runs, several, pixels = record['rows'], len(record['rows']) > 1, record['kmeans_pixels']
-    def line(name, of, form='{:.3f}', beside=''):
+    runs, several, none = record['rows'], len(record['rows']) > 1, [''] * len(titles(record))
+    def line(name, of, form='{:.3f}', more=none):
         values = [of(r) for r in runs]
         mean_of = bold(spread([dict(x=v) for v in values], 'x', form))
-        return [name, *map(form.format, values), *[mean_of] * several, beside]
+        return [name, *map(form.format, values), *[mean_of] * several, *more]
     rows = [line(f'nearest neighbours in the memory, round {i}', lambda r: r['neighbours'][i])
             for i in range(len(runs[0]['neighbours']))]
     rows += [line('nearest neighbours, unchanged images', lambda r: r['knn']),
              line('neighbours of anchors of one class, last round', lambda r: r['consistency'][-1]),
-             ['clusters found', *(str(r['n_clusters']) for r in runs), *[''] * several, 'given: 10'],
-             *(line(k.upper(), lambda r: r[k], beside=f'{pixels[k]:.3f}') for k in ('acc', 'nmi', 'ari')),
+             ['clusters found', *(str(r['n_clusters']) for r in runs), *[''] * several, *['given: 10'] * len(none)],
+             *(line(k.upper(), lambda r: r[k], more=beside(record, k)) for k in ('acc', 'nmi', 'ari')),
              line('seconds, whole notebook', lambda r: r['seconds'], '{:.0f}')]
     seeds = [f'seed {r["seed"]}' for r in runs]
     rules = [[f'`{name}`', r['n_clusters'], f'{r["acc"]:.3f}', f'{r["nmi"]:.3f}']
              for name, r in runs[0].get('rules', {}).items()]
     more = table(['every rule with its own defaults, on the features of seed 0', 'K', 'ACC', 'NMI'], rows=rules)
-    return page(table([record['title'], *seeds, *['mean ± std'] * several, 'k-means on pixels'], rows),
+    return page(table([record['title'], *seeds, *['mean ± std'] * several, *titles(record)], rows),
                 more if rules else '', made(record))
 
 
@@ -370,6 +389,22 @@ def solved(n, r, name, key):
             r[f'{key}_labels_that_differ'], f'{r[f"{key}_memory"]:.2f}']
 
 
+def sinkhorn_features(record):
+    "Memory and time of an iteration, by the number of samples."
+    k, default = record['K'], record['default']
+    head = [f'K = {k:,}, d = {record["d"]}', 'processor s', 'ns per entry', 'features, MB', 'logits, MB',
+            'most memory, MB', 'imports alone']
+    rows = [[f'{r["n"]:,} samples', f'{r["cpu_seconds"]:.2f}', f'{r["cpu_seconds"] / r["n"] / k * 1e9:.2f}',
+             f'{r["n"] * record["d"] * 4 / 2 ** 20:,.0f}', f'{r["n"] * k * 4 / 2 ** 20:,.0f}', f'{r["peak_mb"]:,}',
+             r['imported_mb']] for r in record['rows']]
+    said = (f'Processor seconds of an iteration over all entries, in single precision, on '
+            f'{threads(record["threads"])}; {record["times_n"]:.0f} times the samples take {record["ratio"]:.2f} times '
+            f'as long. The logits are never there as a whole. In double precision, and leaving out the entries too '
+            f'small to count where they fit, as is the default, {default["n"]:,} samples take at most '
+            f'{default["peak_mb"]:,} MB.')
+    return page(table(head, rows), wrapped(said), made(record))
+
+
 def discover(record):
     "Anchors and neighbours against the original's way and the product alone, then their growth, then ImageNet."
     head = [f'd = {record["d"]}, processor s', 'here', 'original', 'times faster', 'product alone', 'times that',
@@ -435,7 +470,84 @@ def k_found(r):
 def k_covered(r): return f'{r["covered"]:.0%}' if r and r['covered'] < .995 else ''
 
 
+# --- the benchmark ---------------------------------------------------------------------------------------
+
+def benchmark(record):
+    "Every set: methods and baselines on pixels with K given and found, baselines on embeddings, wins and losses."
+    parts = [part for name, title in record['sets'].items() for part in of_set(record, name, title)]
+    said = '\n'.join(wrapped(f'- {s}').replace('\n', '\n  ') for s in record['said'])
+    return page(*parts, said, made(record))
+
+
+def of_set(record, name, title):
+    "The tables of a set; of one without any run, that it has none."
+    rows = [r for r in record['rows'] if r['set'] == name]
+    said = papers(name)
+    if not any(r['runs'] for r in rows):
+        return [wrapped(' '.join([f'**{title}**: not run yet.', *(f"{m}'s paper: {v}." for m, v in said.items())]))]
+    return [*(ranked([r for r in rows if r['k'] == k and r['on'] in (None, 'pixels')], f'{title}, K {k}', said)
+              for k in ('given', 'found')), on_embeddings(rows, title)]
+
+
+def ranked(rows, title, said):
+    "Methods and baselines on pixels, the best first; those without a run come last, with the reason."
+    done = sorted((r for r in rows if r['runs']), key=lambda r: -mean(v['acc'] for v in r['runs']))
+    columns = dict(acc='{:.3f}', nmi='{:.3f}', ari='{:.3f}', n_clusters='{:.1f}', clustered='{:.0%}',
+                   seconds='{:.1f}', memory_mb='{:,.0f}')
+    lines = [[*called(r), *(known(r['runs'], k, form) for k, form in columns.items())] for r in done]
+    if lines: lines[0][2] = bold(lines[0][2]) if '±' in lines[0][2] else f'**{lines[0][2]}**'
+    lines += [[*called(r), r['missing'], *[''] * 6] for r in rows if not r['runs']]
+    if said: lines = [[*line, said.get(line[0], '')] for line in lines]
+    head = [title, 'seeds', 'ACC', 'NMI', 'ARI', 'clusters', 'clustered', 'seconds', 'MB', *['its paper'] * bool(said)]
+    return table(head, lines)
+
+
+def called(r): return r['by'] + (' on pixels' if r['on'] else ''), len(r['runs']) or ''
+
+
+def known(runs, key, form):
+    "Mean and deviation of what was measured."
+    runs = [r for r in runs if r.get(key) is not None]
+    return spread(runs, key, form) if runs else ''
+
+
+def on_embeddings(rows, title):
+    "ACC of every baseline on the pixels and on the embedding of each method that has runs, the best in bold."
+    found = {(r['by'], r['on']): mean(v['acc'] for v in r['runs']) for r in rows if r['on'] and r['runs']}
+    places = list(dict.fromkeys(r['on'] for r in rows if (r['by'], r['on']) in found))
+    if places in ([], ['pixels']): return ''
+    best = max(found.values())
+    def cell(by, on): return '' if (v := found.get((by, on))) is None else f'**{v:.3f}**' if v == best else f'{v:.3f}'
+    ways = list(dict.fromkeys(by for by, _ in found))
+    lines = [[by, *(cell(by, on) for on in places)] for by in ways]
+    return table([f'{title}: mean ACC of baselines on', *places], lines)
+
+
+def papers(name):
+    "Method -> what its paper reports on a set."
+    said = json.loads((ROOT / 'docs/pages/papers.json').read_text(encoding='utf-8'))
+    return {p['method']: p['text'] for p in said if p['page'] == 'benchmark.md' and p.get('set') == name}
+
+
 # --- features of an encoder -------------------------------------------------------------------------------
+
+def streamed(record):
+    "An epoch on a pack and in memory, and images per second of each way to read."
+    names = dict(resident='in memory', pack='a pack')
+    rows = [[name, f'{record["epoch"][k]["seconds"]:.1f}', f'{record["epoch"][k]["cpu_seconds"]:.1f}']
+            for k, name in names.items()]
+    rows.append(['ratio', f'**{record["ratio"]:.2f}**', f'{record["ratio_cpu"]:.2f}'])
+    ways = dict(pack='a pack', files='JPEG files', litdata_jpeg='litdata, the same JPEG files in chunks',
+                litdata_bytes='litdata, their bytes in chunks')
+    read = [[ways[k], f'{r["per_second"]:,}', f'{r["per_cpu_second"]:,}'] for k, r in record['reading'].items()]
+    weights = 'the same weights' if record['same_weights'] else 'other weights'
+    version = f' litdata {record["litdata"]}.' if record['litdata'] else ''
+    said = (f'SeLa, one epoch, {weights} after it; packing took {record["seconds_packing"]:.0f} s and '
+            f'{record["megabytes"]:,.0f} MB. Load of the machine: {record["load_average"]}.{version}')
+    return page(table([f'{record["n"]:,} images of CIFAR-10, an epoch', 's', 'processor s'], rows),
+                table(['reading in random order', 'images per second', 'per processor second'], read),
+                made(record, said))
+
 
 def frozen(record):
     "Every method's recipe `frozen`, and its opponents on the same features, the best first."
@@ -456,6 +568,14 @@ def photographs(record):
              ', '.join(f'{v["seconds"]:.0f}' for v in r)] for name, r in record['rows'].items()]
     return page(table(head, rows), wrapped(f'Mean and deviation over {len(next(iter(record["rows"].values())))} seeds; '
                                            f'`{record["encoder"]}`.'), made(record))
+
+
+# --- a billion images ----------------------------------------------------------------------------------
+
+def at_scale(name): return lambda record: table(*scale.lines(name, record))
+
+
+def scale_constants(record): return page(table(*scale.sources(record)), made(record))
 
 
 # --- options of the originals --------------------------------------------------------------------------
@@ -480,8 +600,8 @@ def here(ours):
 TABLES = dict(
     flags_nmce=flags, flags_nmc=flags, flags_sela=flags, flags_deepcluster=flags, flags_and=flags,
     and_digits=rounds, and_mnist=rounds, and_mnist_random_memory=rounds, and_cifar10=rounds,
-    k_rules=k_rules, frozen=frozen, photographs=photographs, speed=speed, coil_step=coil_step, explorer=explorer,
-    sinkhorn=sinkhorn, discover=discover, nmc_kernels=nmc_kernels,
+    benchmark=benchmark, k_rules=k_rules, frozen=frozen, photographs=photographs, speed=speed, coil_step=coil_step,
+    explorer=explorer, sinkhorn=sinkhorn, discover=discover, nmc_kernels=nmc_kernels,
     nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures,
     nmc_study=nmc_study, nmc_study_mnist=nmc_study, nmc_study_coil20=nmc_study,
     sela_digits=sela, sela_mnist=sela, sela_cifar10_cpu=sela,
@@ -490,10 +610,19 @@ TABLES = dict(
     deepcluster_architectures=deepcluster_architectures, deepcluster_epoch=deepcluster_epoch,
     deepcluster_cifar10=deepcluster_start, deepcluster_variant=deepcluster_variant, kmeans=kmeans)
 
+TABLES |= dict(streamed=streamed)
+TABLES |= dict(sinkhorn_features=sinkhorn_features, scale=scale_constants,
+               **{f'scale_{name}': at_scale(name) for name in scale.METHODS})
+
+
+def record_of(name):
+    "The file of the record that a table is made of; the tables of a billion images share one."
+    return ROOT / f'docs/records/{"scale" if name.startswith("scale_") else name}.json'
+
 
 def fill(match):
     "A place with its table, if there is a record."
-    path = ROOT / f'docs/records/{match[2]}.json'
+    path = record_of(match[2])
     if not path.is_file(): return match[0]
     return match[1] + TABLES.get(match[2], trained)(json.loads(path.read_text(encoding='utf-8'))) + '\n' + match[3]
 

@@ -80,7 +80,7 @@ def row(y, rooms, left=0, width=WIDTH - 40):
 
 def notebooks(y):
     "The line above the rooms."
-    names = 'train_* · spiral_toy · explore_* · compare_runs · evaluate · probe_layers · embed · sweep'
+    names = 'train_* · spiral_toy · explore_* · compare_runs · evaluate · probe_layers · embed · sweep · benchmark'
     yield frame(0, y, WIDTH - 40 - GAP, '#333333', ' stroke-dasharray="5 4"')
     yield text(9, y + 16, 'says', 'Notebooks of nbs/, which may import every room')
     yield text(9, y + 32, 'notebook', names)

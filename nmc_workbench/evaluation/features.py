@@ -24,7 +24,7 @@ from ..core.devices import pick_device
 from ..core.errors import InputError, one_of, shown
 from ..core.files import as_path
 from ..core.seeds import generator
-from ..data.catalog import SETS, load
+from ..data.catalog import load, row_of
 from ..data.images import Images, prefetch
 from ..data.readers import as_images
 from ..methods.base import features_of, open_run, own_kind
@@ -155,7 +155,7 @@ def _check_data(config, data_dir):
 
 def _part(config, split, data_dir, **options):
     "One split of the run's data set."
-    sized = config.size is not None and 'size' in SETS[config.dataset].options
+    sized = config.size is not None and 'size' in row_of(config.dataset).options
     size = dict(size=config.size) if sized else {}
     return load(config.dataset, split, data_dir or config.data_dir, **size, **options)
 
@@ -171,5 +171,5 @@ def _labelled_test(config, train, known, data_dir, most):
 
 def _splits(config, data_dir):
     "The splits of the run's data set."
-    known = SETS[one_of(config.dataset, SETS, 'data set')].splits
+    known = row_of(config.dataset).splits
     return known(as_path(data_dir or config.data_dir)) if callable(known) else known

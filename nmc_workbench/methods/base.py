@@ -17,7 +17,10 @@ __all__ = ['Method', 'registered', 'method_of', 'open_run', 'starting_weights', 
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from types import SimpleNamespace
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -46,6 +49,7 @@ from ..runs.folder import failure_noted, run_on_main
 from ..runs.label_history import read_label_history
 from ..training.batches import Batches
 from ..training.embed import EncodedViews, EncoderViews, Features, embed
+from ..training.launch import LaunchedTrainer, Ranks, check_shares, in_group, join_group, wanted_ranks
 from ..training.precision import Precision
 from ..training.trainer import Trainer
 
@@ -94,11 +98,12 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def prepare(self, X, y=None) -> Trainer:
         "Check everything, open the run, and return the trainer; no stage has run yet."
+        join_group(self.device)
         features = X if isinstance(X, Features) else None
         for earlier in ('encoder_', '_encoder_digest'): vars(self).pop(earlier, None)       # of another fit
         images = as_images(X if features is None else X.images(), y)
-        config = self.config_ = self.config(images)
-        device = _device(config)
+        config = self.config_ = self._with_folder(self.config(images))
+        device, given = _device(config), images if features is None else features
         if features is not None: config = self.config_ = replace(config, augment='spiral(noise=.1)')
         elif self._is_encoded(config): features = self._embedded(images, config)
         seen = images if features is None else features.images(views=True)
@@ -113,14 +118,36 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         batches = self._in_its_unit(self._batches(seen, config, device))
         self._check_inputs(batches)
         self.run_ = self._open_run(config, images, device)
-        with failure_noted(self.run_): self.trainer_ = self._trainer(config, batches)
+        with failure_noted(self.run_): self.trainer_ = self._trainer(config, batches, given)
         return self.trainer_
 
-    def _trainer(self, config, batches):
-        "The trainer of the stages, which continues a run where the parameters say so."
-        return Trainer(self._stages(config), batches, self.run_,
-                       config.amp, config.checkpoint_every or 10, config.resume, config.compile,
-                       self._callbacks(config))
+    def _trainer(self, config, batches, given):
+        "The trainer of the stages, which continues a run where the parameters say so; of many ranks, if they do."
+        many, kind = {}, Trainer
+        if _launches(config): many, kind = dict(ranks=self._ranks(config, given)), LaunchedTrainer
+        return kind(self._stages(config), batches, self.run_,
+                    config.amp, config.checkpoint_every or 10, config.resume, config.compile,
+                    self._callbacks(config), **many)
+
+    def _ranks(self, config, given):
+        "The processes that train this method on the same images, each with all parameters."
+        own = dict(run_dir=str(self.run_.folder.absolute()), resume=True)
+        given = dict(X=given if isinstance(given, Features) else given.to('cpu'), **self._given_beside())
+        shared = config.n_nodes and self.run_.folder.absolute().parent          # a disk that all nodes see
+        return Ranks(dict(model=(type(self), self.get_params(deep=False) | own), given=given),
+                     config.n_devices, config.n_nodes, config.device, shared)
+
+    def _given_beside(self) -> dict:
+        "What `prepare` was given beside X and y, by name."
+        return {}
+
+    def _with_folder(self, config):
+        "`config` with a folder for the run: ranks hand over what they train in it, if need be in a temporary one."
+        if config.run_dir is not None or not _launches(config): return config
+        if config.n_nodes: raise InputError('n_nodes needs run_dir, a folder that all nodes share')
+        place = mkdtemp(prefix='run_')
+        finalize(self, rmtree, place, ignore_errors=True)
+        return replace(config, run_dir=f'{place}/run')
 
     def _callbacks(self, config) -> list:
         "Callbacks of the training beside the loop's own."
@@ -227,8 +254,10 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
     def _check_batch_size(self, batches):
         "Refuse batches of one sample per rank where the network needs the statistics of a batch."
         normalises = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in self.network_.modules())
-        if normalises and batches.batch_size // batches.world < 2:
-            raise InputError(f'batch_size={batches.batch_size} on {batches.world} rank(s); '
+        world = wanted_ranks(self.config_.n_devices, self.config_.n_nodes, self.config_.device)
+        check_shares(batches.batch_size, world)
+        if normalises and batches.batch_size // world < 2:
+            raise InputError(f'batch_size={batches.batch_size} on {world} rank(s); '
                              'batch normalisation needs at least 2 samples on each')
 
     def config(self, images: Images) -> RunConfig:
@@ -264,7 +293,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         if config.batch_size <= n_samples: return config
         if self.batch_size is not None:
             raise InputError(f'batch_size={config.batch_size} > n_samples={n_samples}; choose a smaller batch_size')
-        world = rank_and_world()[1]
+        world = wanted_ranks(config.n_devices, config.n_nodes, config.device)
         return replace(config, batch_size=n_samples // world * world)
 
     def finish(self, **more):
@@ -552,9 +581,15 @@ def _remember_data(config, path):
     config.data_dir = convert('data_dir', written.get('data_dir', config.data_dir), str)
     config.fitted_data = written.get('data')
 
+def _launches(config):
+    "Whether this process starts the ranks of a run; under torchrun it is one of them."
+    n = wanted_ranks(config.n_devices, config.n_nodes, config.device)
+    return not in_group() and (n > 1 or bool(config.n_nodes))
+
 def _device(config):
     "The device that the parameters name, checked to do their mixed precision; the current one of its process on CUDA."
     device = pick_device(config.device)
+    wanted_ranks(config.n_devices, config.n_nodes, config.device)
     if device.type == 'cuda' and rank_and_world()[1] > 1: torch.cuda.set_device(device)
     Precision(config.amp, device)
     return device

@@ -12,7 +12,7 @@ __all__ = ['SHAPES', 'RunConfig', 'as_given', 'image_shape', 'own_recipe', 'with
            'default_run_dir', 'load_images']
 
 # %% ../../nbs/methods/00_config.ipynb #63018c7f
-import hashlib, json
+import hashlib, json, re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class RunConfig(Config):
     train_encoder: bool | None = param(None) # its weights learn too, on views drawn at every step; None: they do not
     # Run
     device: str = param('auto', runtime=True) # auto, cpu, cuda, cuda:1, mps
+    n_devices: int | None = param(None, low=1, runtime=True) # devices that share every batch; None: one, or torchrun's
+    n_nodes: int | None = param(None, low=1, runtime=True) # SLURM nodes with n_devices each; None: this machine
     amp: str = param('off', choices=AMP) # mixed precision: off, bf16, fp16
     compile: bool = param(False, runtime=True) # use torch.compile; pays on CUDA in runs of more than a few minutes
     batch_size: int | None = param(None, low=2) # images per step
@@ -112,7 +114,8 @@ def default_run_dir(
 ) -> Path:
     "`runs/<method>_<dataset>_seed<seed>_<hash of the parameters>`, so that the same command finds its run again."
     digest = hashlib.blake2b(json.dumps(result_parameters(config), sort_keys=True).encode(), digest_size=4).hexdigest()
-    return Path('runs') / f'{method.lower()}_{config.dataset}_seed{config.seed}_{digest}'
+    dataset = re.sub(r'[^\w.+-]+', '_', config.dataset)         # of hf:a/b, a name that every file system takes
+    return Path('runs') / f'{method.lower()}_{dataset}_seed{config.seed}_{digest}'
 
 @accepts()
 def load_images(

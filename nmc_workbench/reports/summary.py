@@ -1,6 +1,6 @@
 """What a terminal prints when a run has ended, and the box at the top of its notebook.
 
-`summary` puts a finished run's scores beside those of k-means on the pixels and says where all files are. `python -m
+`summary` puts a finished run's scores beside those of baselines on the pixels and says where all files are. `python -m
 nmc_workbench.reports.summary NOTEBOOK RUN` calls `main`, which writes the notebook's HTML copy as well. `RunBox` is the
 box at the top of a train notebook, which `run_html` fills when the run has ended, and `time_table` says where the time
 of a run went."""
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..core.errors import InputError, escaped
 from ..core.files import as_path, read_json
+from ..evaluation.baselines import on_pixels
 from .html import html_copy
 from ..runs.finished import config_of, results_of
 from ..training.timing import PARTS, time_budget
@@ -45,17 +46,16 @@ def _finished(run_dir): # results, config
     return _with_whole_scores(results_of(path.parent)), config | dict(method=str(config['method']))
 
 def _with_whole_scores(results):
-    "Results whose scores, and those of k-means, are there as numbers or not at all."
+    "Results whose scores are there as numbers or not at all."
     def whole(found): return isinstance(found, dict) and all(isinstance(found.get(k), (int, float)) for k in _SCORES)
     out = results if whole(results) else {k: v for k, v in results.items() if k not in _SCORES}
-    known = results.get('kmeans_pixels')
-    return out | dict(kmeans_pixels=known if whole(known) else {}, seconds=results.get('seconds') or 0.)
+    return out | dict(seconds=results.get('seconds') or 0.)
 
 def _score_table(method, results):
-    "Return the lines of a table with the scores of the method, and of k-means on the pixels where they are known."
-    rows = {method: results, 'k-means on pixels': results.get('kmeans_pixels', {})}
-    head = f'{"":20}' + ''.join(f'{k.upper():>8}' for k in _SCORES)
-    return [head, *(f'{name:20}' + ''.join(f'{r[k]:8.3f}' for k in _SCORES) for name, r in rows.items() if 'acc' in r)]
+    "Return the lines of a table with the scores of the method, and of baselines on the pixels that are known."
+    rows = {method: results, **on_pixels(results)}
+    head = f'{"":26}' + ''.join(f'{k.upper():>8}' for k in _SCORES)
+    return [head, *(f'{name:26}' + ''.join(f'{r[k]:8.3f}' for k in _SCORES) for name, r in rows.items())]
 
 # %% ../../nbs/reports/01_summary.ipynb #6aeb5d3f
 _BOX = 'border: 1px solid #8a94a3; border-left: 5px solid #0072b2; border-radius: 6px; padding: 6px 16px; margin: 4px 0'
@@ -87,12 +87,12 @@ def _headline(results, config, found):
     return f'<b>{title}:</b> {", ".join(filter(None, facts))}'
 
 def _html_scores(config, results):
-    "The scores beside those of k-means on the pixels; without labels, a sentence that says so."
+    "The scores beside those of baselines on the pixels; without labels, a sentence that says so."
     if 'acc' not in results: return f'<p>{_UNLABELLED}</p>'
-    rows = {config['method']: results, 'k-means on pixels': results.get('kmeans_pixels', {})}
+    rows = {config['method']: results, **on_pixels(results)}
     def line(tag, cells): return '<tr>' + ''.join(f'<{tag}>{c}</{tag}>' for c in cells) + '</tr>'
     lines = [line('td', [f'<b>{escape(name)}</b>', *(f'{r[k]:.3f}' for k in _SCORES)])
-             for name, r in rows.items() if 'acc' in r]
+             for name, r in rows.items()]
     return f'<table>{line("th", ["", *map(str.upper, _SCORES)])}{"".join(lines)}</table>'
 
 class RunBox:

@@ -228,9 +228,11 @@ def _aligned_images(config, folder, data_dir, n):
     if images is None or len(images) == n: return images, why
     return None, f'no images: the data set has {len(images):,}, the run {n:,} samples'
 
+def _is_folder(name): return str(name).endswith('folder') and ':' not in name      # not hf:a_folder
+
 def _lacks_files(config, folder, place, n):
     "Whether a folder of images has none of a run's files, so that all below it need not be listed."
-    ids = array_of(folder, 'ids') if str(config.get('dataset')).endswith('folder') else None
+    ids = array_of(folder, 'ids') if _is_folder(config.get('dataset')) else None
     if ids is None: return False
     root = os.path.expanduser(place)
     return not any(os.path.exists(os.path.join(root, i)) for i in _checked_ids(ids, n, folder / 'ids.npy')[:100])

@@ -55,7 +55,12 @@ def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffin
 def _gpus_each(cells, names):
     "GPUs of a run where none were asked for: one if there are any, more where a cell has more devices."
     if not names or all(c.parameters.get('device') == 'cpu' for c in cells): return 0
-    return max(1, *(c.parameters.get('n_devices') or 1 for c in cells))
+    return max(1, _devices_here(cells, on_cpu=False))
+
+def _devices_here(cells, on_cpu=None):
+    "The most devices that a cell has where it runs, with device=cpu, without, or (None) with any; 0: none is said."
+    here = [c.parameters for c in cells if not c.parameters.get('n_nodes')]         # others ask SLURM for their own
+    return max((p.get('n_devices') or 0 for p in here if on_cpu in (None, p.get('device') == 'cpu')), default=0)
 
 def _check_devices(cells, gpus):
     "Refuse cells that name a GPU which their run would not see."
@@ -77,7 +82,7 @@ def room(
     if not 0 <= gpus <= len(names):
         raise InputError(f'gpus={gpus} for each run; this machine has {len(names)} to give; ask for at most that')
     _check_devices(cells, gpus)
-    most = len(names) * per_gpu // gpus if gpus else _cores()
+    most = len(names) * per_gpu // gpus if gpus else _cores() // max(1, _devices_here(cells))
     if at_once is None: return max(1, most), gpus, names
     if at_once < 1 or gpus and at_once > most:
         raise InputError(f'at_once={at_once} runs of {gpus} GPUs each; the {len(names)} GPUs of this machine have room '
@@ -254,12 +259,18 @@ def _here(cells, folder, options, asked, watch):
 def _there(cells, folder, options, asked, watch, wait):
     "On SLURM: those that are missing and not in its queue."
     at_once, gpus, slurm = asked
-    ids = prepare(cells, folder)
+    ids, (gpus, more) = prepare(cells, folder), _asked_of_slurm(cells, gpus)
     queued = _in_queue(folder, ids)
     over = ('done', 'stopped', 'running') + ('failed',) * (not options['retry'])
     left = [i for i in ids if i not in queued and state_of(folder / i)['status'] not in over]
-    if left: _to_slurm(folder, left, _Work(cells[0].notebook.absolute(), options | _PATIENT), at_once, gpus, slurm)
+    work = _Work(cells[0].notebook.absolute(), options | _PATIENT)
+    if left: _to_slurm(folder, left, work, at_once, gpus, more | (slurm or {}))
     if wait: _wait_for_slurm(folder, ids, watch)
+
+def _asked_of_slurm(cells, gpus):
+    "GPUs and more to ask for in every task, whose run starts a process for each of its devices there."
+    cpus = _devices_here(cells, on_cpu=True)
+    return _devices_here(cells, on_cpu=False) if gpus is None else gpus, dict(cpus_per_task=cpus) if cpus > 1 else {}
 
 _PATIENT = dict(patience=150.)      # longer than a claim of another machine holds without a heartbeat
 

@@ -275,6 +275,26 @@ class _Watch:
             with suppress(OSError): os.kill(self.kernel[-1], sign)
             if self.over.wait(patience): return
 
+class _Memory:
+    "Follows the highest memory of a run's kernel, which Linux counts; `mb` is `None` elsewhere."
+
+    def __init__(self, mb): self.mb, self.over = mb, threading.Event()
+
+    def __exit__(self, *error): self.over.set()
+
+    def __enter__(self): return self
+
+    def of(self, kernel):
+        "Follow the kernel whose process will stand in that list."
+        threading.Thread(target=self._look, args=(kernel,), daemon=True).start()
+        return self
+
+    def _look(self, kernel):
+        while not self.over.wait(_LOOK):
+            with suppress(OSError, IndexError, TypeError):
+                text = Path(f'/proc/{kernel[-1]}/status').read_text()
+                self.mb = max([self.mb or 0, *(int(kb) // 1024 for kb in re.findall(r'VmHWM:\s+(\d+)', text))])
+
 def _last_line(error):
     "The last line of an error's text, on one line."
     said = f'{error.ename}: {error.evalue}' if getattr(error, 'ename', '') else str(error) or type(error).__name__
@@ -297,13 +317,13 @@ def _given(notebook, folder):
     if 'resume' in known and (run / 'config.json').is_file(): ours['resume'] = True
     return get_json(folder / CELL).get('parameters', {}) | ours
 
-def _execute(notebook, folder, rule, keep):
+def _execute(notebook, folder, rule, keep, memory):
     "Run a cell's notebook to its end: status and reason."
     import papermill
     kernel, sockets = [], _socket_folder()
     options = dict(progress_bar=False, kernel_manager_class=_kernel_class(sockets, keep, kernel), start_timeout=300)
     try:
-        with _Watch(rule, folder / RUN, kernel) as watch:
+        with _Watch(rule, folder / RUN, kernel) as watch, memory.of(kernel):
             try: papermill.execute_notebook(str(notebook), str(folder / _NOTEBOOK), _given(notebook, folder), **options)
             except Exception as e: return ('stopped', watch.reason) if watch.reason else _outcome(e)
         return 'done', None
@@ -315,12 +335,14 @@ def _attempt(notebook, folder, rule, keep, call):
     cut = before.get('call') == call and before.get('status') in ('running', 'interrupted')
     note = dict(status='running', starts=before.get('starts', 0) + 1, cuts=before.get('cuts', 0) + 1 if cut else 0,
                 failures=before.get('failures', 0), seconds=before.get('seconds', 0.), started=start, call=call,
-                host=socket.gethostname(), pid=os.getpid(), gpus=os.environ.get('CUDA_VISIBLE_DEVICES'))
+                memory_mb=before.get('memory_mb'), host=socket.gethostname(), pid=os.getpid(),
+                gpus=os.environ.get('CUDA_VISIBLE_DEVICES'))
     put_json(folder / _STATE, note)
-    status, reason = 'interrupted', 'its worker was told to end'
-    try: status, reason = _execute(notebook, folder, rule, keep)
+    status, reason, memory = 'interrupted', 'its worker was told to end', _Memory(note['memory_mb'])
+    try: status, reason = _execute(notebook, folder, rule, keep, memory)
     finally:
-        spent = dict(seconds=note['seconds'] + time.time() - start, failures=note['failures'] + (status == 'failed'))
+        spent = dict(seconds=note['seconds'] + time.time() - start, failures=note['failures'] + (status == 'failed'),
+                     memory_mb=memory.mb)
         put_json(folder / _STATE, {**note, **spent, 'status': status, 'reason': reason})
     return status
 

@@ -41,7 +41,7 @@ class Batches:
     ):
         self.whole, self.chosen = whole, None       # chosen: the samples (N,) of the coming epoch, where a stage says
         self.rank, self.world = rank_and_world()
-        self.images = images if images.streams else images.to(device)
+        self.images = images.near(device)           # a pack that fits on a GPU lies there from now on
         self.augment, self.n_views, self.seed, self.device = augment, n_views, seed, torch.device(device)
         self._set(batch_size)
 

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -32,9 +33,10 @@ from ..core.devices import pick_device, to_device
 from ..core.errors import InputError
 from ..core.files import as_path, clear_errors, read_json, write_json
 from ..core.progress import progress
+from ..core.ranks import from_main, rank_and_world
 from ..core.seeds import generator
 from ..data import images as data_images
-from ..data.images import Images, decode, prefetch
+from ..data.images import Images, prefetch
 from ..data.readers import as_images
 from ..nets.encoders import Encoder, encoder as encoder_of
 from .precision import AMP, Precision
@@ -111,7 +113,7 @@ class _Reader:
     def __call__(self, index):
         "First row, plain bytes (B, C, h, w), and raw bytes (B, C, H, W) or `None` where no view is wanted."
         pieces = index.split(max(1, min(8, -(-len(index) // data_images.N_THREADS))))
-        own_size = self.images.streams and self.encoder.own_augment is None
+        own_size = self.images.streams and not self.images.pixels.packed and self.encoder.own_augment is None
         read = self._files if own_size else self._arrays
         plain, raw = zip(*self.pool.map(read, pieces))
         return int(index[0]), self._joined(plain), self._joined(raw) if self.views else None
@@ -121,8 +123,7 @@ class _Reader:
         return self.encoder.pixels(pixels), pixels
 
     def _files(self, index):
-        files = self.images.pixels
-        pictures = [decode(p, None, files.channels) for p in files.paths[index.numpy()]]
+        pictures = self.images.pixels.pictures(index)
         raw = torch.stack([T.functional.pil_to_tensor(self.square(p)) for p in pictures]) if self.views else None
         return self.encoder.pixels(pictures), raw
 
@@ -232,10 +233,21 @@ def embed(
     key = dict(data=images.fingerprint(), encoder=encoder.digest(), net=encoder.name.partition(':')[0],
                preprocessing=repr(encoder.preprocessing), views=views, augment=repr(augmentation),
                seed=seed if views else 0, amp=amp)
-    store = _Store((len(images), 1 + views, encoder.dim), key, folder)
-    if store.done < len(images): _fill(store, images, encoder, augmentation, batch_size, device, amp, seed)
+    store = _stored((len(images), 1 + views, encoder.dim), key, folder,
+                    lambda store: _fill(store, images, encoder, augmentation, batch_size, device, amp, seed))
     return Features(store.array, images.ids, images.labels, images.class_names, images.name, images.split,
                     encoder.name, store.path, images.root)
+
+def _stored(shape, key, folder, fill):
+    "The features, of which those that are missing are made; of several ranks the first makes them for all."
+    def made():
+        store = _Store(shape, key, folder)
+        if store.done < shape[0]: fill(store)
+        return store
+    rank, world = rank_and_world()
+    if world == 1: return made()
+    array = from_main(lambda: made().array if folder is None else made() and None)
+    return _Store(shape, key, folder) if array is None else SimpleNamespace(array=array, path=None)
 
 def _check_images(images):
     if images.is_points:

@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / 'docs/records'
 
 
-def circumstances(command):
+def circumstances(command, *more):
     "Where and when a figure was measured, without which it means nothing."
-    packages = ('nmc_workbench', 'torch', 'torchvision', 'numpy', 'scikit-learn')
+    packages = ('nmc_workbench', 'torch', 'torchvision', 'numpy', 'scikit-learn', *more)
     lines = Path('/proc/cpuinfo').read_text().splitlines()
     models = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
     return dict(command=command, date=time.strftime('%Y-%m-%d'), python=platform.python_version(), device='CPU',
@@ -48,8 +48,9 @@ def trained(title, name, command, seeds, notebook='train_nmce', more=lambda run,
         found = {k: results[k] for k in scores}
         rows.append(dict(seed=seed, **found, seconds=results['seconds'], **more(out / 'run', results)))
         print(rows[-1], flush=True)
-    kmeans = {k: results['kmeans_pixels'][k] for k in scores}
-    return dict(**circumstances(command), title=title, n=len(rows), rows=rows, kmeans_pixels=kmeans)
+    pixels = {name: {k: results[name][k] for k in scores} for name in ('kmeans_pixels', 'umap_kmeans_pixels')
+              if name in results}
+    return dict(**circumstances(command), title=title, n=len(rows), rows=rows, **pixels)
 
 
 def papermill(notebook, out, parameters):
@@ -258,6 +259,18 @@ def sinkhorn(data):
     return dict(**circumstances(command_for(data)), **bench_sinkhorn.measure(data))
 
 
+def sinkhorn_features(data):
+    "The iteration from features and a head: memory and growth."
+    from . import bench_sinkhorn_features
+    return dict(**circumstances('python -m tests.bench sinkhorn_features'), **bench_sinkhorn_features.measure())
+
+
+def scale(data):
+    "What the plan to a billion images needs beside the other records."
+    from . import bench_scale
+    return dict(**circumstances('python -m tests.bench scale'), **bench_scale.measure())
+
+
 def discover(data):
     "Anchors and neighbours against the original's way, the product alone, and the growth."
     from . import bench_anchors
@@ -365,16 +378,52 @@ def photographs(data):
         papermill, found(data, 'cifar10'), found(data, 'coil20_32.npz'), ROOT / 'runs/bench/photographs'))
 
 
+def benchmark(data):
+    "What lies in runs/benchmark, as nbs/benchmark.ipynb has left it."
+    path = ROOT / 'runs/benchmark/table.json'
+    if not path.is_file(): sys.exit('bench: runs/benchmark has no table; make benchmark runs nbs/benchmark.ipynb first')
+    return dict(**circumstances('make benchmark DATA=folder'), **json.loads(path.read_text()))
+
+
 def runs_index(data):
     "The table of 10,000 runs, with and without its index."
     from . import bench_runs
     return dict(**circumstances('make bench'), **bench_runs.measure())
 
 
+def streamed(data):
+    "An epoch on a pack against memory, and what reading costs; STREAMED_N takes a part of the 50,000 images."
+    from . import bench_streamed
+    n = int(os.environ.get('STREAMED_N', 50_000))
+    command = ('' if n == 50_000 else f'STREAMED_N={n} ') + 'python -m tests.bench streamed --data folder'
+    return dict(**circumstances(command), **bench_streamed.measure(found(data, 'cifar10'), n))
+
+
+def pixel_baselines(data):
+    "UMAP with k-means on the pixels, with the K of each table whose runs did not keep it: title -> scores."
+    from nmc_workbench.evaluation.baselines import umap_baseline
+    mnist, coil20 = (load('npz', root=found(data, f), limit=n) for f, n in
+                     (('mnist.npz', 10_000), ('coil20_32.npz', None)))
+    cifar10, ten = load('folder', root=found(data, 'cifar10'), limit=10_000), load('digits')
+    asked = {'1,797 digits, K = 10': (ten, 10), 'COIL-20, 1,440 images at 32 x 32, K = 20': (coil20, 20),
+             'MNIST, 10,000 images, K = 10': (mnist, 10), 'CIFAR-10, K = 10, on a CPU': (cifar10, 10),
+             'MNIST, 10,000 images, 10 heads': (mnist, 100), 'CIFAR-10, 10,000 images, 10 heads': (cifar10, 128)}
+    rows = {}
+    for title, (images, k) in asked.items():
+        start = time.perf_counter()
+        rows[title] = umap_baseline(images, k) | dict(k=k, seconds=time.perf_counter() - start)
+        print(title, rows[title], flush=True)
+    like = {'1,797 digits, K = 10': ('K not given', 'K found', '10 heads', '100 clusters in training'),
+            'MNIST, 10,000 images, K = 10': ('K found',), 'CIFAR-10, K = 10, on a CPU': ('10,000 images, K found',)}
+    more = {f'{title.split(", K = ")[0]}, {end}': rows[title] for title, ends in like.items() for end in ends}
+    return dict(**circumstances(command_for(data), 'umap-learn'), rows=rows | more)
+
+
 # the name of each bench: its record, what measures it, and whether it needs data
 BENCHES = {
     'speed':            ('speed', speed, False),
     'runs_index':       ('runs_index', runs_index, False),
+    'benchmark':        ('benchmark', benchmark, True),
     'coil_step':        ('coil_step', coil_step, False),
     'embed_speed':      ('embed_speed', embed_speed, False),
     'digits':           ('nmce_digits', digits, False),
@@ -401,13 +450,17 @@ BENCHES = {
     'deepcluster_architectures': ('deepcluster_architectures', deepcluster_architectures, False),
     'kmeans':           ('kmeans', kmeans, True),
     'sinkhorn':         ('sinkhorn', sinkhorn, False),
+    'sinkhorn_features': ('sinkhorn_features', sinkhorn_features, False),
+    'scale':            ('scale', scale, False),
     'discover':         ('discover', discover, False),
     'explorer':         ('explorer', explorer, True),
     'find_similar':     ('find_similar', find_similar, False),
     'point_map':        ('point_map', point_map, True),
     'k_rules':          ('k_rules', k_rules, True),
     'frozen':           ('frozen', frozen, True),
+    'streamed':         ('streamed', streamed, True),
     'photographs':      ('photographs', photographs, True),
+    'pixel_baselines':  ('pixel_baselines', pixel_baselines, True),
     'coil20':           ('nmce_coil20', coil20, True),
     'mnist':            ('nmce_mnist', mnist, True),
     'cifar10':          ('nmce_cifar10_cpu', cifar10, True)}

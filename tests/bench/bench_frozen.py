@@ -1,5 +1,5 @@
-"""Every method's recipe `frozen` on the features of one encoder, beside k-means, UMAP + k-means and two heads of the
-field on the same features.
+"""Every method's recipe `frozen` on the features of one encoder, beside the baselines of `evaluation.baselines` and two
+heads of the field on the same features.
 
 The images are CIFAR-10's test split, as folders; the encoder is named by `ENCODER`, since its weights are a file of
 whoever measures. Rows that have been measured are kept in runs/bench/frozen.json, and an interrupted bench goes on."""
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nmc_workbench.cluster import kmeans
+from nmc_workbench.evaluation.baselines import BASELINES, baseline, is_there
 from nmc_workbench.evaluation.feature_heads import temi, turtle
 from nmc_workbench.metrics import scores
 
@@ -33,9 +33,7 @@ def features(path, folder):
 def unit(x): return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def by_umap(f, k, seed):
-    import umap
-    return kmeans(umap.UMAP(random_state=seed).fit_transform(unit(f.plain)), k, 'auto', seed).labels
+def by_baseline(name): return lambda f, k, seed: baseline(name, unit(f.plain), k, seed).labels
 
 
 def by(name):
@@ -47,8 +45,7 @@ def by(name):
     return fit
 
 
-ROWS = {'k-means': lambda f, k, seed: kmeans(unit(f.plain), k, 'auto', seed).labels,
-        'UMAP + k-means': by_umap,
+ROWS = {**{b.title: by_baseline(name) for name, b in BASELINES.items() if not is_there(name)},
         'TEMI-like': lambda f, k, seed: temi(f.plain, k, seed=seed),
         'TURTLE-like': lambda f, k, seed: turtle(f.plain, k, seed=seed),
         **{name: by(name) for name in ('NMCE', 'NMC', 'SeLa', 'DeepCluster', 'AND')}}

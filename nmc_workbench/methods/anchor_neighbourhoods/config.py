@@ -38,7 +38,7 @@ def _network(name):
 def _device(gpus):
     "The device that the original's list of GPUs stands for."
     listed = [g.strip() for g in str(gpus).strip('[]()').split(',') if g.strip()]
-    if len(listed) > 1: raise InputError(f'gpus={gpus}; one process uses one GPU: start one for each with torchrun')
+    if len(listed) > 1: raise InputError(f'gpus={gpus}; give n_devices={len(listed)}, or use torchrun')
     return f'cuda:{listed[0]}' if listed else 'auto'
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -62,10 +62,13 @@ class NMC(ModeClustering, Method, NMCConfig):
                              'expected one strong view of every sample, in the same order')
         return super().prepare(images, y)
 
+    def _given_beside(self): return {} if self._given is None else dict(X_aug=np.asarray(self._given))
+
     def _recipe(self, config, images):
-        "The recipe; on features that were made before, `frozen` is the one for features."
-        name = 'features' if config.recipe == 'frozen' and len(images.shape) == 1 else config.recipe
-        return recipe(config.dataset, tuple(images.shape), name)
+        "The recipe; on features that were made before, `frozen` has no encoder, nor more components than features."
+        found = recipe(config.dataset, tuple(images.shape), config.recipe)
+        if config.recipe != 'frozen' or len(images.shape) > 1: return found
+        return found | dict(encoder='features', embedding_dim=min(found['embedding_dim'], images.shape[0]))
 
     def config(self, images):
         "The parameters with the recipe filled in, checked against the data."
