@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 PAGES = sorted((ROOT / 'docs/pages').rglob('*.md'))
 RUN = [p for p in PAGES if p.parent.name in ('tutorials', 'howto') or p.stem in ('home', 'quickstart')]
+EXTRAS = re.findall(r"'(\w+)'", re.search('^extras = .*', (ROOT / 'setup.py').read_text(), re.M)[0])
 WITH_COMMANDS = {'own_images'}      # its commands run between its blocks: tests/test_own_images.py
 name = lambda p: p.relative_to(ROOT / 'docs/pages').as_posix()
 FLAGS = sorted((ROOT / 'docs/records').glob('flags_*.json'))
@@ -76,13 +77,21 @@ def test_python_blocks_run_as_written(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('path', [p for p in PAGES if blocks(p, 'bash')], ids=name)
 def test_commands_exist(path):
-    "Targets of make, notebooks, every parameter that is set, and its value."
+    "Targets of make, notebooks, every parameter that is set, and its value; words for packs, and extras."
     targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.M))
     for line in commands(path):
         words = shlex.split(line)
         if words[0] == 'make': assert words[1] in targets, line
         elif words[0].endswith('papermill'): check_papermill(words)
+        elif words[1:3] == ['-m', 'nmc_workbench.data']: check_pack(words[3:])
+        elif words[0].endswith('pip'): assert re.search(r'\[(\w+)\]', line)[1] in EXTRAS, line
         else: assert words[0].endswith('torchrun'), line
+
+
+def check_pack(words):
+    from nmc_workbench.data.__main__ import _parser
+    dataset = _parser().parse_args(words).dataset
+    assert dataset in data.names() or dataset.startswith('hf:'), words
 
 
 def check_papermill(words):
@@ -91,7 +100,7 @@ def check_papermill(words):
     if 'train_' not in words[1]: return
     method = Path(words[1]).stem.removeprefix('train_')
     filled = config(method)(**{k: v for k, v in given.items() if v != '$seed'}).checked()
-    assert filled.dataset in data.names()
+    assert filled.dataset in data.names() or filled.dataset.startswith('hf:')
     assert given.get('recipe') in {None, *recipes(method)}
 
 
