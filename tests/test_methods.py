@@ -564,12 +564,18 @@ def test_everything_of_a_stage_lies_where_the_network_does():
 # --- methods as guests
 
 
+def test_the_benchmark_has_every_method():
+    from nmc_workbench.sweeps.benchmark import METHODS
+    assert set(registered()) <= set(METHODS)
+
+
 def test_nothing_outside_asks_for_a_method_by_its_name():
-    "A method is asked for what it can do, so that a new one is not left out; the spiral's toy is made of NMCE."
-    found = []
+    """A method is asked for what it can do, so that a new one is not left out; the spiral's toy is made of NMCE, and the
+    benchmark lists runs with their recipes."""
+    found, by_name = [], ('_modidx.py', 'explore/spiral_lab.py', 'sweeps/benchmark.py')
     for path in PACKAGE.rglob('*.py'):
         place = path.relative_to(PACKAGE)
-        if place.parts[0] == 'methods' or place.as_posix() in ('_modidx.py', 'explore/spiral_lab.py'): continue
+        if place.parts[0] == 'methods' or place.as_posix() in by_name: continue
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             if isinstance(node, ast.Constant) and node.value in registered(): found.append((str(place), node.lineno))
             if isinstance(node, ast.alias) and node.name in registered(): found.append((str(place), node.lineno))
