@@ -570,8 +570,8 @@ def test_the_benchmark_has_every_method():
 
 
 def test_nothing_outside_asks_for_a_method_by_its_name():
-    """A method is asked for what it can do, so that a new one is not left out; the spiral's toy is made of NMCE, and the
-    benchmark lists runs with their recipes."""
+    """A method is asked for what it can do, so that a new one is not left out; the spiral's toy is made of NMCE, and
+    the benchmark lists runs with their recipes."""
     found, by_name = [], ('_modidx.py', 'explore/spiral_lab.py', 'sweeps/benchmark.py')
     for path in PACKAGE.rglob('*.py'):
         place = path.relative_to(PACKAGE)
