@@ -1,6 +1,7 @@
 "Fill the places `<!-- bench:NAME -->` of the notebooks and pages with the tables of docs/records/NAME.json."
 import json
 import re
+from functools import cache
 from pathlib import Path
 from statistics import mean, pstdev
 
@@ -60,10 +61,13 @@ def times(ratio): return f'{ratio:.1f} times'
 ON_PIXELS = dict(kmeans_pixels='k-means on pixels', umap_kmeans_pixels='UMAP + k-means on pixels')
 
 
+@cache
+def by_umap(): return json.loads((ROOT / 'docs/records/pixel_baselines.json').read_text(encoding='utf-8'))['rows']
+
+
 def on_pixels(record):
     "Baselines on pixels, title -> scores; UMAP's are in a record of their own where the runs did not keep them."
-    kept = json.loads((ROOT / 'docs/records/pixel_baselines.json').read_text(encoding='utf-8'))['rows']
-    later = {'umap_kmeans_pixels': kept[record['title']]} if record['title'] in kept else {}
+    later = {'umap_kmeans_pixels': by_umap()[record['title']]} if record['title'] in by_umap() else {}
     found = later | record if 'kmeans_pixels' in record else record
     return {title: found[name] for name, title in ON_PIXELS.items() if name in found}
 
@@ -608,11 +612,9 @@ TABLES = dict(
     deepcluster_digits=deepcluster, deepcluster_mnist=deepcluster, deepcluster_study=deepcluster_study,
     deepcluster_strategies=deepcluster_strategies, deepcluster_strategies_resnet18=deepcluster_strategies,
     deepcluster_architectures=deepcluster_architectures, deepcluster_epoch=deepcluster_epoch,
-    deepcluster_cifar10=deepcluster_start, deepcluster_variant=deepcluster_variant, kmeans=kmeans)
-
-TABLES |= dict(streamed=streamed)
-TABLES |= dict(sinkhorn_features=sinkhorn_features, scale=scale_constants,
-               **{f'scale_{name}': at_scale(name) for name in scale.METHODS})
+    deepcluster_cifar10=deepcluster_start, deepcluster_variant=deepcluster_variant, kmeans=kmeans,
+    streamed=streamed, sinkhorn_features=sinkhorn_features, scale=scale_constants,
+    **{f'scale_{name}': at_scale(name) for name in scale.METHODS})
 
 
 def record_of(name):
