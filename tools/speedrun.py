@@ -17,23 +17,21 @@ from statistics import mean, pstdev
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / 'runs/speedrun'
 
-# of a set: ACC to reach, whether it takes a GPU, what loads it (from a file of the data folder where there is one),
-# and the parameters of NMCE
+# of a set of the benchmark: ACC to reach, whether it takes a GPU, and the parameters of NMCE
 TARGETS = dict(
-    digits=(.95, False, dict(name='digits'), '', dict(recipe='digits')),
-    mnist=(.95, False, dict(name='mnist', limit=10_000), 'mnist.npz', dict(recipe='mnist_small')),
-    coil20=(.95, False, dict(name='coil20', size=32), 'coil20_32.npz', dict(recipe='coil20_small')),
-    cifar10=(.90, True, dict(name='cifar10'), 'cifar10', dict(recipe='cifar10', amp='bf16', compile=True)))
+    digits=(.95, False, dict(recipe='digits')),
+    mnist=(.95, False, dict(recipe='mnist_small')),
+    coil20=(.95, False, dict(recipe='coil20_small')),
+    cifar10=(.90, True, dict(recipe='cifar10', amp='bf16', compile=True)))
 
 
 def images(name, data):
-    "The images of a set, from the data folder."
+    "The images of a set as the benchmark has them; a GPU gets all of them."
     from nmc_workbench.data import load
-    _, _, options, file, _ = TARGETS[name]
-    own = Path(data).expanduser() / file
-    if not file or not own.exists(): return load(root=data, **options)
-    limit = {k: v for k, v in options.items() if k == 'limit'}
-    return load('folder' if own.is_dir() else 'npz', root=own, **limit)
+    from nmc_workbench.sweeps.benchmark import data_of
+    options = data_of(name, data)
+    if TARGETS[name][1]: options.pop('limit', None)
+    return load(options.pop('dataset'), root=options.pop('data_dir'), **options)
 
 
 def run(name, data, seed, more):
@@ -42,7 +40,7 @@ def run(name, data, seed, more):
     from nmc_workbench.methods import NMCE, NMCEConfig
     from nmc_workbench.metrics import scores
     for parameter in more: one_of(parameter, NMCEConfig().names(), 'parameter of NMCE')
-    start, (_, gpu, *_, given) = time.perf_counter(), TARGETS[name]
+    start, (_, gpu, given) = time.perf_counter(), TARGETS[name]
     found = images(name, data)
     model = NMCE(**given | more, seed=seed, device='cuda' if gpu else 'cpu').fit(found)
     minutes = (time.perf_counter() - start) / 60
