@@ -244,9 +244,11 @@ def _stored(shape, key, folder, fill):
         store = _Store(shape, key, folder)
         if store.done < shape[0]: fill(store)
         return store
-    rank, world = rank_and_world()
-    if world == 1: return made()
-    array = from_main(lambda: made().array if folder is None else made() and None)
+    def shared():       # without a folder the others need the array itself
+        store = made()
+        return store.array if folder is None else None
+    if rank_and_world()[1] == 1: return made()
+    array = from_main(shared)
     return _Store(shape, key, folder) if array is None else SimpleNamespace(array=array, path=None)
 
 def _check_images(images):

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from ..core.checks import accepts, optional, real
 from ..core.devices import pick_device
 from ..core.errors import InputError, TrainingError, escaped, one_of
+from ..core.files import write_json
 from ..core.progress import Relay
 from ..runs.folder import failure_noted
 from ..runs.metrics_log import read_metrics
@@ -163,10 +164,7 @@ def _own_state(stage):
 def _leave(path, error):
     "Leave what ended a process: when, which error, and its text."
     said = dict(at=time.time(), kind=type(error).__name__, text=str(error), trace=traceback.format_exc()[-10_000:])
-    with suppress(OSError):
-        draft = path.with_suffix('.tmp')
-        draft.write_text(json.dumps(said))
-        draft.replace(path)
+    with suppress(InputError): write_json(path, said)
 
 # %% ../../nbs/training/05b_launch.ipynb #2753a5e0
 def start_here(
