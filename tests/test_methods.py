@@ -566,7 +566,8 @@ def test_everything_of_a_stage_lies_where_the_network_does():
 
 def test_the_benchmark_has_every_method():
     from nmc_workbench.sweeps.benchmark import METHODS
-    assert set(registered()) <= set(METHODS)
+    own = {name for name, method in registered().items() if method.__module__.startswith('nmc_workbench.')}
+    assert len(own) > 4 and own <= set(METHODS)
 
 
 def test_nothing_outside_asks_for_a_method_by_its_name():
