@@ -321,14 +321,15 @@ def state(folder, file):
 
 
 def run_through(file, name, fresh, source, uses, step):
-    "Damage a file in every way, or in every few, and use the run; returns how often, and what went through."
+    """Damage a file in every way of `raw`, and in every so many of the others, of which each method takes its own; use
+    the run; returns how often, and what went through."""
     n, through = 0, []
     if not (source / file).is_file(): pytest.skip(f'{name} has no {file}')
     whole, first = readers(file, name, fresh, source, uses), len(raw(source / file))
     folder = fresh(source)
-    before = state(folder, file)
+    before, begin = state(folder, file), list(METHODS).index(name)
     for i, (what, damage) in enumerate(list(damages(folder / file))):
-        if i % step: continue
+        if i >= first and i % step != begin % step: continue
         for use in uses if i < first else whole:
             if state(folder, file) != before:
                 folder = fresh(source)
@@ -360,15 +361,15 @@ def test_every_damage_of_a_file_with_few(file, name, place, tiny_run):
     hides_no_other(file, name, place, tiny_run(name), 1)
 
 
-def is_thinned(name):
-    "Of AND's many parameters and states every so many, as in the quick sweep; NMC_ALL_DAMAGE=1 takes them all."
-    return name == 'anchors' and not os.environ.get('NMC_ALL_DAMAGE')
+# The methods share what reads their files, so that each tries its own part of the damages; with NMC_ALL_DAMAGE=1 each
+# tries them all.
+EVERY = 1 if os.environ.get('NMC_ALL_DAMAGE') else len(METHODS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('file', STEP)
 def test_every_damage(file, name, place, tiny_run):
-    hides_no_other(file, name, place, tiny_run(name), STEP[file] if is_thinned(name) else 1)
+    hides_no_other(file, name, place, tiny_run(name), EVERY)
 
 
 def check(file, name, fresh, run, step, source=None):
@@ -386,7 +387,7 @@ def test_a_checkpoint_in_the_middle_of_a_stage(name, place, tiny_run, interrupte
 
 @pytest.mark.slow
 def test_every_damage_of_a_checkpoint_in_the_middle_of_a_stage(name, place, tiny_run, interrupted_run):
-    in_the_middle(name, place, tiny_run, interrupted_run, 6 if is_thinned(name) else 1)
+    in_the_middle(name, place, tiny_run, interrupted_run, EVERY)
 
 
 def in_the_middle(name, place, tiny_run, interrupted_run, step):

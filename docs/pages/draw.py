@@ -45,7 +45,7 @@ ROWS = [
      ('nets', .28, BLUE, 'networks', 'encoders · backbones', '')],
     [(None, 1, OLIVE, 'tensors in, tensors out', MATHEMATICS, '3 losses')],
     [('core', 1, '#333333', 'what every room needs',
-      'errors · files · seeds · devices · ranks · config · checks · labels · progress', '')]]
+      'errors · files · seeds · devices · ranks · config · checks · labels · progress · processes', '')]]
 HEIGHT = STEP * (len(ROWS) + 1) + 12
 
 

@@ -27,10 +27,8 @@ from ..core.checks import accepts, optional, whole
 from ..core.errors import InputError, escaped, shown
 from ..core.files import as_path, check_regular, clear_errors, read_array, read_json
 from ..core.files import write_array, write_json
+from ..core.processes import lock_file
 from .images import Images, StreamedPixels, check_room, prefetch, walk_images
-
-try: import fcntl
-except ImportError: fcntl = None        # Windows: two writers of one pack are not told apart
 
 # %% ../../nbs/data/02b_packs.ipynb #b9a10005
 class PackPixels(StreamedPixels):
@@ -184,12 +182,10 @@ def _told(about):
 def _claimed(draft):
     "Hold the draft's folder against a second writer."
     draft.mkdir(parents=True, exist_ok=True)
-    if fcntl is None: return (yield)
     fd = os.open(draft / 'lock', os.O_RDWR | os.O_CREAT)
     try:
-        try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f'another process is writing {draft}; wait for it, or give another folder') from None
+        if not lock_file(fd):
+            raise InputError(f'another process is writing {draft}; wait for it, or give another folder')
         yield
     finally: os.close(fd)
 

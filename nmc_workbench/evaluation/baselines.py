@@ -12,7 +12,7 @@ __all__ = ['BASELINES', 'Baseline', 'measured', 'Found', 'is_there', 'baseline',
            'pixel_baselines', 'on_pixels', 'evidence']
 
 # %% ../../nbs/evaluation/01_baselines.ipynb #b566309c
-import ctypes, importlib.util, re, time, warnings
+import ctypes, importlib.util, time, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from ..core.checks import accepts, finite_rows, optional, whole
 from ..core.errors import InputError, one_of
+from ..core.processes import memory_mb
 from ..cluster import kmeans_labels
 from ..data.images import Images
 from ..diagnostics.diagnosis import Evidence, weigh
@@ -82,12 +83,6 @@ BASELINES = dict(
                     draws=False, needs=('fast_plscan', 'fast-plscan')))
 
 # %% ../../nbs/evaluation/01_baselines.ipynb #8c291990
-def _status(name):
-    "A size in MB from what Linux tells of this process; `None` elsewhere."
-    with suppress(OSError):
-        found = re.search(rf'^{name}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.M)
-        return int(found[1]) / 1024 if found else None
-
 def _forget_peak():
     "Give freed memory back, and let the count of the highest memory begin again; whether that can be done."
     with suppress(OSError, AttributeError): ctypes.CDLL(None).malloc_trim(0)
@@ -99,10 +94,10 @@ def _forget_peak():
 def measured():
     "A block whose `seconds` and `memory_mb` are known after it; the memory is `None` where nobody counts it."
     found, counts = SimpleNamespace(seconds=0., memory_mb=None), _forget_peak()
-    before, start = _status('VmRSS'), time.perf_counter()
+    before, start = memory_mb('VmRSS'), time.perf_counter()
     yield found
     found.seconds = time.perf_counter() - start
-    if counts and before is not None: found.memory_mb = max(0., _status('VmHWM') - before)
+    if counts and before is not None: found.memory_mb = max(0., memory_mb() - before)
 
 # %% ../../nbs/evaluation/01_baselines.ipynb #88bbb295
 @dataclass(frozen=True, eq=False)

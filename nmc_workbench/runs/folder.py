@@ -26,6 +26,7 @@ from ..core.checks import accepts, whole
 from ..core.errors import InputError, escaped
 from ..core.files import as_path, clear_errors, clear_leftovers
 from ..core.files import read_json, write_array, write_csv, write_json
+from ..core.processes import lock_file
 from ..core.progress import in_notebook
 from ..core.ranks import from_main
 from ..data.images import Images
@@ -70,9 +71,6 @@ def provenance(
         started=time.strftime('%Y-%m-%dT%H:%M:%S%z'), seconds=0.)
 
 # %% ../../nbs/runs/02_folder.ipynb #fe0fa332
-try: import fcntl
-except ImportError: fcntl = None        # Windows: folders are not locked
-
 _LOCK = '.lock'
 _HELD = {}      # device and inode of a lock file -> the `_Lock` that holds it in this process
 
@@ -94,7 +92,7 @@ class _Lock:
             self.fd, before.fd = before.fd, None
             return
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0))
-        if not _is_free(fd):
+        if not lock_file(fd):
             os.close(fd)
             raise InputError(f'run folder {self.path.parent} is in use by {self.holder() or "another process"}; '
                              'wait for it to end, stop it, or choose another run_dir')
@@ -128,13 +126,6 @@ def _identity(file):
     try: found = os.fstat(file) if isinstance(file, int) else os.lstat(file)
     except OSError: return None
     return found.st_dev, found.st_ino
-
-def _is_free(fd):
-    "Lock an open file; False if another process holds it. File systems without locks let everybody in."
-    try: fcntl and fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError: return False
-    except OSError: pass
-    return True
 
 def _forget_locks():
     "In a forked process: the locks are its parent's, and must not outlive it here."

@@ -13,11 +13,13 @@ __all__ = ['CELL', 'RUN', 'FINAL', 'put_json', 'get_json', 'state_of', 'is_missi
            'run_cell', 'run_cells']
 
 # %% ../../nbs/sweeps/01b_worker.ipynb #9b809fb5
-import ctypes, json, os, random, re, shutil, signal, socket, sys, tempfile, threading, time
+import json, os, random, re, shutil, signal, socket, tempfile, threading, time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from ..core.errors import InputError, escaped, shown
+from ..core.processes import end_with, lock_file, memory_mb
 from .grid import parameters_of
 
 try: import fcntl
@@ -84,13 +86,6 @@ def is_missing(
 # %% ../../nbs/sweeps/01b_worker.ipynb #6f2c3f3e
 _BEAT, _STALE = 10., 120.       # seconds between heartbeats, and after which a claim of another machine has ended
 
-def _lock(fd):
-    "Lock an open file; False if another process holds it. File systems without locks let everybody in."
-    try: fcntl and fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError: return False
-    except OSError: pass
-    return True
-
 def _is_elsewhere(fd):
     "Whether the lock file names an owner on another machine, or here without locks, whose heart beats."
     found = os.fstat(fd)
@@ -105,7 +100,7 @@ def is_held(
     "Whether a process runs the cell, or its kernel still ends."
     try: fd = os.open(Path(folder) / _LOCK, os.O_RDWR)
     except OSError: return False
-    try: return not _lock(fd) or _is_elsewhere(fd)
+    try: return not lock_file(fd) or _is_elsewhere(fd)
     finally: os.close(fd)
 
 # %% ../../nbs/sweeps/01b_worker.ipynb #4601fdf8
@@ -135,7 +130,7 @@ class Claim:
         return True
 
     def _try(self):
-        if not _lock(self.fd): return False
+        if not lock_file(self.fd): return False
         if not _is_elsewhere(self.fd): return True
         if fcntl: fcntl.flock(self.fd, fcntl.LOCK_UN)
         return False
@@ -188,19 +183,11 @@ class Rule:
     def _asked(answer): return (answer if isinstance(answer, str) else 'stopped by the rule') if answer else None
 
 # %% ../../nbs/sweeps/01b_worker.ipynb #76adfdb1
-def _ends_with(parent, prctl, death=1):
-    "What a kernel does before it begins: on Linux it is killed when the worker that started it ends, however that is."
-    def first():
-        prctl(death, signal.SIGKILL)
-        if os.getppid() != parent: os._exit(1)
-    return first
-
 def _kernel_class(place, keep, started):
     """A kernel manager that talks through files in a folder, and whose kernels keep some files open and end with their
     worker. A kernel's own watch over its parent begins too late where the worker is killed meanwhile, and it would
     hold the cell for ever."""
     from jupyter_client import AsyncKernelManager
-    first = _ends_with(os.getpid(), ctypes.CDLL(None).prctl) if sys.platform == 'linux' else None
 
     class Kernel(AsyncKernelManager):
         def __init__(self, *args, **kwargs):
@@ -210,7 +197,7 @@ def _kernel_class(place, keep, started):
             self.connection_file = f'{place}/kernel.json'
 
         async def _async_launch_kernel(self, command, **kwargs):
-            if fcntl: kwargs |= dict(pass_fds=tuple(keep), preexec_fn=first)
+            if fcntl: kwargs |= dict(pass_fds=tuple(keep), preexec_fn=partial(end_with, os.getpid()))
             await super()._async_launch_kernel(command, **kwargs)
             started.append(self.provisioner.pid)
 
@@ -239,7 +226,7 @@ def _free_gpus(n, names, per_gpu):
         for name in names:
             if len(found) == n or name in found: continue
             fd = os.open(folder / f'{re.sub("[^A-Za-z0-9-]", "_", name)}.{place}', os.O_RDWR | os.O_CREAT, 0o600)
-            if _lock(fd): found[name] = fd
+            if lock_file(fd): found[name] = fd
             else: os.close(fd)
     return found
 
@@ -291,9 +278,8 @@ class _Memory:
 
     def _look(self, kernel):
         while not self.over.wait(_LOOK):
-            with suppress(OSError, IndexError, TypeError):
-                text = Path(f'/proc/{kernel[-1]}/status').read_text()
-                self.mb = max([self.mb or 0, *(int(kb) // 1024 for kb in re.findall(r'VmHWM:\s+(\d+)', text))])
+            found = memory_mb(process=kernel[-1]) if kernel else None
+            if found is not None: self.mb = max(self.mb or 0, int(found))
 
 def _last_line(error):
     "The last line of an error's text, on one line."

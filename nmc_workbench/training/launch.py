@@ -14,7 +14,7 @@ __all__ = ['in_group', 'wanted_ranks', 'join_group', 'write_job', 'read_job', 'a
            'start_on_slurm', 'Ranks', 'LaunchedTrainer', 'check_shares']
 
 # %% ../../nbs/training/05b_launch.ipynb #f77b6052
-import atexit, codecs, ctypes, json, math, os, shutil, signal, subprocess, sys, tempfile, threading, time, traceback
+import atexit, codecs, json, math, os, shutil, signal, subprocess, sys, tempfile, threading, time, traceback
 import warnings, weakref
 from contextlib import suppress
 from datetime import timedelta
@@ -29,6 +29,7 @@ from ..core.checks import accepts, optional, real
 from ..core.devices import pick_device
 from ..core.errors import InputError, TrainingError, escaped, one_of
 from ..core.files import write_json
+from ..core.processes import end_with
 from ..core.progress import Relay
 from ..runs.folder import failure_noted
 from ..runs.metrics_log import read_metrics
@@ -210,7 +211,7 @@ def _killed_by(number):
 def _as_child():
     "`as_rank` for a process of this machine, which ends with the one that started it."
     folder, rank, world, local, where, parent = sys.argv[1:]
-    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
+    end_with(int(parent))
     threading.Thread(target=_end_after, args=(int(parent),), daemon=True).start()
     as_rank(folder, int(rank), int(world), int(local), where)
 

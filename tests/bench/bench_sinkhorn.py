@@ -11,7 +11,6 @@ Growth is given in milliseconds of an iteration over all entries, and over those
 import argparse
 import json
 import multiprocessing as mp
-import re
 import tempfile
 import time
 import warnings
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nmc_workbench.core.processes import memory_mb
 from nmc_workbench.transport import HeadLogits, sinkhorn
 
 POWER, TOL = 25., .1
@@ -79,11 +79,6 @@ def ours(x, **options):
     return plan.labels, plan.n_iter, (plan.full_passes, plan.selections), time.perf_counter() - start
 
 
-def memory():
-    "The most this process has held since `forget`, in MB (Linux)."
-    return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 1024
-
-
 def forget(): Path('/proc/self/clear_refs').write_text('5')
 
 
@@ -92,10 +87,10 @@ def one(which, path, options):
     warnings.simplefilter('ignore')
     sinkhorn(np.random.default_rng(0).normal(size=(300, 20)), 25, given='logits')        # libraries loaded
     forget()
-    before, x = memory(), np.load(path)
+    before, x = memory_mb(), np.load(path)
     # detail: seconds of the loop, or full passes and selections
     labels, n_iter, detail, seconds = baseline(x) if which == 'baseline' else ours(x, **options)
-    used = (memory() - before) / (x.size * 4 / 2 ** 20)
+    used = (memory_mb() - before) / (x.size * 4 / 2 ** 20)
     return dict(labels=labels, n_iter=n_iter, detail=detail, seconds=seconds, memory=used)
 
 

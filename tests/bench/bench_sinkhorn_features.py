@@ -17,9 +17,10 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from nmc_workbench.core.processes import memory_mb
 from nmc_workbench.transport import _Dense, sinkhorn_features
 
-from .bench_sinkhorn import POWER, memory
+from .bench_sinkhorn import POWER
 
 K, D, SIZES, ITERATIONS = 1_000, 128, (250_000, 500_000, 1_000_000), 3
 
@@ -37,7 +38,7 @@ def one(n, dtype, active, iterations=ITERATIONS):
     "Seconds of a pass, of all, and memory in MB, of one run; called in a process of its own."
     warnings.simplefilter('ignore')
     sinkhorn_features(np.random.default_rng(0).normal(size=(300, 20)), torch.ones(5, 20))       # libraries loaded
-    imported, x, passes, whole_pass = memory(), problem(n), [], _Dense.__call__
+    imported, x, passes, whole_pass = memory_mb(), problem(n), [], _Dense.__call__
     def timed(*args):
         start = time.perf_counter(), time.process_time()
         found = whole_pass(*args)
@@ -49,7 +50,8 @@ def one(n, dtype, active, iterations=ITERATIONS):
     assert plan.n_iter == iterations and plan.sizes.sum() == n
     seconds, cpu = (min(p[i] for p in passes[:iterations]) for i in range(2))       # the last pass gives labels
     return dict(n=n, dtype=dtype, seconds=round(seconds, 2), cpu_seconds=round(cpu, 2), full_passes=plan.full_passes,
-                all_seconds=round(time.perf_counter() - start, 1), imported_mb=round(imported), peak_mb=round(memory()))
+                all_seconds=round(time.perf_counter() - start, 1), imported_mb=round(imported),
+                peak_mb=round(memory_mb()))
 
 
 def alone(*args):
