@@ -186,7 +186,7 @@ def test_pictures(explorer):
 def test_umap_is_made_beside_and_kept(tmp_path):
     e = Explorer(made(tmp_path / 'run'))
     assert e.map_menu.value == 'PCA' and e.bar.layout.display == ''
-    e._job.wait(120)
+    e._job.wait(300)
     kept = np.load(tmp_path / 'run/map2d.npy')
     assert e.map_menu.value == 'UMAP' and (e.where == kept).all() and e.bar.layout.display == 'none'
     e.map_menu.value = 'PCA'
@@ -228,7 +228,7 @@ def test_a_map_that_is_stopped_leaves_nothing(tmp_path):
     run = made(tmp_path / 'run')
     job = MapJob(run, lambda share: None, lambda found: pytest.fail('it was stopped'))
     job.stop()
-    job.wait(30)
+    job.wait(300)
     assert not (run / 'map2d.npy').exists()
     code = START.format(folder=str(run))
     parent = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)

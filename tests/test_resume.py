@@ -114,7 +114,7 @@ def by_itself(folder, params, resume=False):
 def whole(tmp_path_factory):
     "What nobody interrupted."
     folder = tmp_path_factory.mktemp('whole') / 'run'
-    assert by_itself(folder, LONG).wait(60) == 0
+    assert by_itself(folder, LONG).wait(300) == 0
     return folder
 
 
@@ -191,7 +191,7 @@ def test_killed_twice_in_processes_started_by_hand(tmp_path, whole):
         wait_for(at, tmp_path / 'run', pause)
         run.kill()
         assert run.wait() == -signal.SIGKILL
-    assert by_itself(tmp_path / 'run', LONG, resume=True).wait(60) == 0
+    assert by_itself(tmp_path / 'run', LONG, resume=True).wait(300) == 0
     compare(tmp_path / 'run', whole)
 
 
