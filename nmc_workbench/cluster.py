@@ -21,6 +21,7 @@ from scipy.stats import rankdata
 from .core.checks import accepts, as_array, as_finite, as_integers, as_numbers
 from .core.checks import finite_rows, optional, real, whole, whole_labels
 from .core.errors import InputError, one_of
+from .core.ranks import from_main
 from .lloyd import ENGINES, Clustering, available
 from .subspaces import subspace_clustering
 
@@ -36,6 +37,7 @@ def kmeans(
     n_init: int | None = None, # starts, of which the best is kept; None: 10 on small sets, else 1
     rounds: int | None = None, # of Lloyd's iteration at most; None: the engine's own number
     start=None, # (K, d) centres to start from
+    shared: bool = False, # every rank calls this with the same x, and does its part of the work
 ) -> Clustering: # labels (n,), centres (K, d), objective
     "k-means by one of several engines (`lloyd.ENGINES`), which find the same where clusters are clear."
     x = _rows(x)
@@ -44,7 +46,9 @@ def kmeans(
     engine = engine_for(engine, small, x.device)
     start = None if start is None else torch.as_tensor(start).to(x)
     n_init = n_init or (10 if small else 1)
-    return ENGINES[engine](x, int(n_clusters), seed, n_init, rounds, start)
+    given = x, int(n_clusters), seed, n_init, rounds, start
+    if not shared: return ENGINES[engine](*given)
+    return ENGINES['torch'](*given, shared=True) if engine == 'torch' else from_main(lambda: ENGINES[engine](*given))
 
 def engine_for(
     engine: str, # a name, or auto

@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from .core.ranks import own_rows, rank_and_world, rows_over_ranks, sum_over_ranks
+
 # %% ../nbs/mathematics/03_lloyd.ipynb #d385d38e
 _ENTRIES = 2 ** 22      # entries of a block's product: 16 MB, which stays in a cache that is shared by few cores
 
 @dataclass(frozen=True)
 class Pass:
-    "What one pass over the samples finds."
+    "What one pass over the samples finds; where ranks share it, all but the labels is that of all samples."
     labels: torch.Tensor    # (n,) int64
     sums: torch.Tensor      # (k, d) of the samples of each cluster
     sizes: torch.Tensor     # (k,) int64
@@ -111,26 +113,36 @@ def lloyd(
     rounds: int = 20, # on all samples, at most
     tol: float = 2e-3, # relative fall of the objective below which a round is the last
     start: torch.Tensor | None = None, # (k, d) centres to start from, as they are; every round then goes to the means
+    shared: bool = False, # every rank calls this with the same samples, and passes over its share of them
 ) -> Clustering:
     "k-means by Lloyd's iteration (1982), on the samples' own device."
-    x = x.contiguous()
-    g = torch.Generator().manual_seed(seed)
-    squares = float(torch.stack([part.square().sum(dtype=torch.float64) for part in x.split(4096)]).sum())
-    found = [_one(x, k, g, squares, rounds, tol, start) for _ in range(n_init if start is None else 1)]
+    x, g = x.contiguous(), torch.Generator().manual_seed(seed)
+    found = [_one(x, k, g, rounds, tol, start, shared) for _ in range(n_init if start is None else 1)]
     return min(found, key=lambda c: c.objective)
 
-def _one(x, k, g, squares, rounds, tol, start):
+def _one(x, k, g, rounds, tol, start, shared):
     "One start and its rounds, the last of which goes to the means themselves."
-    centres = _first_centres(x, k, g) if start is None else start.to(x).clone()
-    found, objectives = assign_and_sum(x, centres, squares), []
+    centres = _first_centres(x, k, g, shared) if start is None else start.to(x).clone()
+    x = own_rows(x) if shared else x
+    squares = float(torch.stack([part.square().sum(dtype=torch.float64) for part in x.split(4096)]).sum())
+    found, objectives = _pass(x, centres, squares, shared), []
     step, last = _STEP if start is None else 1., rounds == 1
     while len(objectives) < rounds:
         objectives.append(found.objective)
         _move(centres, found, g, 1. if last else step)
-        before, found = found.objective, assign_and_sum(x, centres, squares)
+        before, found = found.objective, _pass(x, centres, squares, shared)
         if last: break
         last = len(objectives) == rounds - 1 or before - found.objective <= tol * before
-    return Clustering(found.labels.cpu().numpy(), centres.cpu().numpy(), found.objective, 'torch', objectives)
+    labels = rows_over_ranks(found.labels) if shared else found.labels
+    return Clustering(labels.cpu().numpy(), centres.cpu().numpy(), found.objective, 'torch', objectives)
+
+def _pass(x, centres, squares, shared):
+    "`assign_and_sum`; sums, sizes and objective are those of all ranks where they share the samples."
+    own = assign_and_sum(x, centres, squares)
+    if not shared or rank_and_world()[1] == 1: return own
+    mine = own.sums.double().flatten(), own.sizes.double(), torch.tensor([own.objective]).to(own.sums.double())
+    sums, sizes, objective = sum_over_ranks(torch.cat(mine)).split([own.sums.numel(), len(centres), 1])
+    return Pass(own.labels, sums.view_as(own.sums).to(own.sums), sizes.long(), float(objective))
 
 def _move(centres, found, g, step):
     "Move the centres towards the means of their clusters, and split large clusters for those that are empty."
@@ -140,7 +152,7 @@ def _move(centres, found, g, step):
 
 _PLUS_PLUS = 2 ** 27     # numbers that k-means++ may read; beyond, the start is at random
 
-def _first_centres(x, k, g):
+def _first_centres(x, k, g, shared=False):
     "Centres by k-means++ where that is cheap, else samples at random; then rounds on parts of many samples."
     order = torch.randperm(len(x), generator=g).to(x.device)
     few = x if len(x) * x.shape[1] * k <= _PLUS_PLUS else x[order[:32 * k]]
@@ -148,8 +160,8 @@ def _first_centres(x, k, g):
     centres = plus_plus(few, k, g) if cheap else x[order[:k]].clone()
     size = max(_FIRST * k, 4096)
     while size < len(x) / 2:
-        part = x[order[:size]]
-        for _ in range(_WARM): _move(centres, assign_and_sum(part, centres, 0.), g, _STEP)
+        part = own_rows(x[order[:size]]) if shared else x[order[:size]]
+        for _ in range(_WARM): _move(centres, _pass(part, centres, 0., shared), g, _STEP)
         size *= 3
     return centres
 
@@ -160,8 +172,8 @@ def available(engine: str) -> bool:
     "Whether an engine of k-means can be used here."
     return engine == 'torch' or importlib.util.find_spec(_EXTRAS[engine]) is not None
 
-def _torch(x, k, seed, n_init, rounds, start):
-    return lloyd(x, k, seed, n_init, rounds or 20, start=start)
+def _torch(x, k, seed, n_init, rounds, start, shared=False):
+    return lloyd(x, k, seed, n_init, rounds or 20, start=start, shared=shared)
 
 def _faiss(x, k, seed, n_init, rounds, start):
     import faiss

@@ -313,23 +313,46 @@ def nt_xent(
     n_views: int = 2, # V
     decoupled: bool = False, # leave the positive out of the denominator (arXiv 2110.06848)
     positives: str = 'all', # 'all' or 'first'
-) -> torch.Tensor: # scalar, nats
+    sync: bool = True, # negatives from all ranks when torch.distributed runs; every rank must then call, with one B
+) -> torch.Tensor: # scalar, nats; the mean of it over the ranks is that of one process
     "Normalised temperature-scaled cross-entropy between views, the loss of SimCLR (arXiv 2002.05709)."
     batch = _views(z, n_views).shape[1]
     if n_views < 2 or batch < 2:
         raise InputError(f'n_views={n_views}, batch={batch}; a contrast needs at least 2 of each')
     with _without_autocast(z):
         z = z if z.dtype == torch.float64 else z.float()
-        positive, negative = _contrast(z @ z.T / temperature, n_views, batch)
+        columns = z if _world(sync) == 1 else torch.cat([z, _OfOthers.apply(z)])
+        positive, negative = _contrast(z @ columns.T / temperature, n_views, batch)
         if positives == 'first':
             rest = positive[:, 1:]
             negative, positive = torch.cat([negative, rest], 1).logsumexp(1, keepdim=True), positive[:, :1]
         return ((negative if decoupled else torch.logaddexp(positive, negative)) - positive).mean()
 
+class _OfOthers(torch.autograd.Function):
+    "The rows (ranks - 1) n of the other ranks; their gradients go back to them."
+
+    @staticmethod
+    def forward(ctx, z):
+        parts = [torch.empty_like(z) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, z.contiguous())
+        parts.pop(dist.get_rank())
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        n, rank = len(grad) // (dist.get_world_size() - 1), dist.get_rank()
+        everyone = torch.cat([grad[:n * rank], grad.new_zeros(n, *grad.shape[1:]), grad[n * rank:]])
+        dist.all_reduce(everyone)
+        return everyone[n * rank:n * (rank + 1)]
+
 def _contrast(score, n_views, batch):
-    "Scores (V B, V - 1) of the other views of each row's sample, and the logsumexp (V B, 1) over the other samples."
-    sample = torch.arange(len(score), device=score.device) % batch
-    negative = score.masked_fill(sample[:, None] == sample, -math.inf).logsumexp(1, keepdim=True)
+    """Scores (V B, V - 1) of the other views of each row's sample, and the logsumexp (V B, 1) over the other samples.
+
+    The first V B columns are the rows themselves, and more columns are samples of other ranks."""
+    rows, columns = (torch.arange(n, device=score.device) for n in score.shape)
+    same = (rows[:, None] % batch == columns % batch) & (columns < len(rows))
+    negative = score.masked_fill(same, -math.inf).logsumexp(1, keepdim=True)
     return score.gather(1, _other_views(n_views, batch, score.device)), negative
 
 def _other_views(n_views, batch, device):

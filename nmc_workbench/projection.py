@@ -13,6 +13,7 @@ __all__ = ['PCA', 'fit_pca', 'pca', 'threads_kept', 'map2d', 'map_method', 'dens
 import importlib.util, re, warnings
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from scipy.spatial.distance import cdist
 
 from .core.checks import as_finite, accepts, optional, whole, a_function
 from .core.errors import InputError, one_of
+from .core.ranks import from_main, own_rows, sum_over_ranks
 
 # %% ../nbs/mathematics/08_projection.ipynb #889f6322
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def fit_pca(
     n_components: int, # c; cut to min(n, d) with a warning
     whiten: bool = False, # give every component the variance 1
     engine: str = 'auto', # auto and torch are the same; faiss, sklearn
+    shared: bool = False, # every rank calls this with the same x, and does its part of the work
 ) -> PCA:
     "Fit principal components."
     one_of(engine, ('auto', *_PCA_ENGINES), 'engine of PCA')
@@ -58,16 +61,21 @@ def fit_pca(
     most = min(x.shape)
     if n_components > most:
         warnings.warn(f'n_components={n_components} > min(n, d) = {most}, of x {tuple(x.shape)}; {most} are kept')
-    mean = x.mean(0, dtype=torch.float64)
-    found = _PCA_ENGINES['torch' if engine == 'auto' else engine](x, mean, min(n_components, most))
+    mean, c = x.mean(0, dtype=torch.float64), min(n_components, most)
+    make = partial(_PCA_ENGINES['torch' if engine == 'auto' else engine], x, mean, c)
+    if engine in ('auto', 'torch'): found = _exact(x, mean, c, shared)
+    else: found = from_main(make) if shared else make()
     directions = found[0] * torch.sign(found[0].gather(0, found[0].abs().argmax(0, keepdim=True)) + 1e-30)
     return PCA(mean, directions, found[1].clamp(min=0), whiten)
 
-def _exact(x, mean, c):
+def _same(x): return x
+
+def _exact(x, mean, c, shared=False):
     "Directions (d, c) and variances (c,) by the covariance, or by the products of samples where they are fewer."
-    centred = x - mean.to(x)
     few = len(x) < x.shape[1]
-    values, vectors = _largest((centred @ centred.T if few else centred.T @ centred).double(), c)
+    part, total = (own_rows, sum_over_ranks) if shared and not few else (_same, _same)
+    centred = part(x) - mean.to(x)
+    values, vectors = _largest(total((centred @ centred.T if few else centred.T @ centred).double()), c)
     if few:                     # what has no variance has no direction either: it would be one of rounding
         there = values > _NO_VARIANCE * values.max()
         vectors = torch.nn.functional.normalize(centred.double().T @ vectors, dim=0) * there

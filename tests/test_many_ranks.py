@@ -5,12 +5,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from nmc_workbench.cluster import kmeans
+from nmc_workbench.losses import nt_xent
+from nmc_workbench.lloyd import lloyd
 from nmc_workbench.methods import AND, DeepCluster, NMC, NMCE, SeLa
 from nmc_workbench.methods.nmc import stages as nmc_stages
 from nmc_workbench.methods.nmce.stages import Representation
 from nmc_workbench.modes.potential import dsm_loss
 from nmc_workbench.nets import SubspaceNet, backbone
+from nmc_workbench.projection import fit_pca
 from tests.ranks import member, still, together
 
 SIZE = dict(batch_size=40, device='cpu')
@@ -18,6 +23,25 @@ MLP = dict(backbone='mlp(width=32)', augment='spiral(noise=0)', **SIZE)
 
 
 def samples(): return still()[:120]
+
+
+def blobs():
+    "Points (10001, 8) in seven groups."
+    g = torch.Generator().manual_seed(3)
+    return 6 * torch.randn(7, 8, generator=g)[torch.arange(10_001) % 7] + torch.randn(10_001, 8, generator=g)
+
+
+def views():
+    "Rows of unit length (2, 24, 5): two views of each sample."
+    return F.normalize(torch.randn(2, 24, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64), dim=2)
+
+
+def of_samples(z, **options):
+    "The contrast of views (V, B, d), and its gradient."
+    z = z.clone().requires_grad_()
+    loss = nt_xent(z.flatten(0, 1), .3, len(z), **options)
+    loss.backward()
+    return loss.detach(), z.grad
 
 
 class _PlainNMCE(NMCE):
@@ -39,10 +63,14 @@ def of_the_place(potential, z, sigma, noise, weight):
 
 METHODS = {
     'NMCE': lambda **o: _PlainNMCE(n_clusters=2, z_dim=4, epochs=3, augment='spiral(noise=0)', **SIZE, **o),
+    'NMCE with a contrast': lambda **o: _PlainNMCE(n_clusters=2, z_dim=4, epochs=3, augment='spiral(noise=0)',
+                                                   loss='nt_xent', **SIZE, **o),
     'NMC': lambda **o: NMC(epochs=3, potential_hidden=16, lambda_inv=0., **SIZE, **o),
     'SeLa': lambda **o: SeLa(n_clusters=5, n_heads=2, epochs=3, n_label_updates=4, lr=.05, power=5, **MLP, **o),
     'DeepCluster': lambda **o: DeepCluster(n_clusters=5, n_pseudo_labels=8, epochs=3, lr=.01, engine='torch',
                                            sampling='images', **MLP, **o),
+    'DeepCluster with a contrast': lambda **o: DeepCluster(n_clusters=5, n_pseudo_labels=8, epochs=3, lr=.01, pca_dim=6,
+                                                           contrast='views', sampling='images', **MLP, **o),
     'AND': lambda **o: AND(rounds=3, epochs=1, lr=.01, first_memory='random', **MLP, **o),
 }
 
@@ -106,3 +134,49 @@ def test_a_run_is_ended_by_another_number_of_processes(name, alone, ranks):
     np.testing.assert_allclose(found[0][name]['ended'], wanted, rtol=1e-5)              # one began, several ended
     back = losses_of(name, run_dir=str(out / 'begun' / name), resume=True)              # several began, one ends
     np.testing.assert_allclose(back, wanted, rtol=1e-5)
+
+
+# ---- work that is shared outside of a step
+
+
+def parts_on_rank(rank, port, out):
+    with member(rank, port, 2):
+        x, own = blobs(), views()[:, 12 * rank:12 * rank + 12]
+        torch.save(dict(lloyd=lloyd(x, 7, shared=True), few=lloyd(x[:3], 2, shared=True),
+                        sklearn=kmeans(x, 7, 'sklearn', shared=True), pca=fit_pca(x, 3, shared=True),
+                        wide=fit_pca(x[:5], 3, shared=True), contrast=of_samples(own, positives='first'),
+                        alone=of_samples(own, sync=False)), f'{out}/rank{rank}.pt')
+
+
+@pytest.fixture(scope='module')
+def parts(tmp_path_factory): return together(parts_on_rank, tmp_path_factory.mktemp('parts'))
+
+
+def test_ranks_that_share_kmeans_find_the_clusters_of_one(parts):
+    x = blobs()
+    for key, one in dict(lloyd=lloyd(x, 7), few=lloyd(x[:3], 2), sklearn=kmeans(x, 7, 'sklearn')).items():
+        for found in (p[key] for p in parts):
+            assert (found.labels == one.labels).all() and found.engine == one.engine
+            np.testing.assert_allclose(found.centres, one.centres, atol=1e-4)
+            assert found.objective == pytest.approx(one.objective, rel=1e-5)
+        assert (parts[0][key].centres == parts[1][key].centres).all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('nmc_workbench.lloyd.rank_and_world', lambda: pytest.fail('asked where nothing is shared'))
+        lloyd(x[:50], 3)
+
+
+def test_ranks_that_share_principal_components_find_those_of_one(parts):
+    x = blobs()
+    for key, one in dict(pca=fit_pca(x, 3), wide=fit_pca(x[:5], 3)).items():
+        for found in (p[key] for p in parts):
+            torch.testing.assert_close(found.project(x), one.project(x), atol=1e-3, rtol=1e-4)
+            torch.testing.assert_close(found.variances, one.variances, rtol=1e-5, atol=0)
+
+
+def test_negatives_come_from_every_rank(parts):
+    whole, gradient = of_samples(views(), positives='first')
+    assert torch.stack([p['contrast'][0] for p in parts]).mean() == pytest.approx(float(whole), rel=1e-12)
+    for rank, p in enumerate(parts):
+        torch.testing.assert_close(p['contrast'][1] / 2, gradient[:, 12 * rank:12 * rank + 12])
+        assert p['alone'][0] == pytest.approx(float(of_samples(views()[:, 12 * rank:12 * rank + 12])[0]), rel=1e-12)
+        assert p['alone'][0] < whole

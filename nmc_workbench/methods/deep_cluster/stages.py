@@ -29,7 +29,7 @@ from ...core.checks import as_integers
 from ...core.devices import to_device
 from ...core.errors import InputError, TrainingError
 from ...core.files import write_file
-from ...core.ranks import from_main, rank_and_world
+from ...core.ranks import rank_and_world
 from ...core.seeds import generator, seed_of
 from ...lloyd import cluster_sums
 from ...losses import label_contrast, nt_xent
@@ -49,11 +49,15 @@ class Preprocessing:
         self.pca, self.unit_rows = pca, unit_rows
 
     @classmethod
-    def fit(cls, features: torch.Tensor, config: DeepClusterConfig) -> 'Preprocessing': # of features (n, F)
+    def fit(cls,
+        features: torch.Tensor, # (n, F)
+        config: DeepClusterConfig,
+        shared: bool = False, # every rank calls this with the same features, and does its part of the work
+    ) -> 'Preprocessing':
         "The preprocessing that a configuration asks for, fitted to features."
         if not config.pca: return cls(None, config.unit_rows)
         dim = min(config.pca_dim, *features.shape)
-        return cls(fit_pca(features, dim, config.whiten, config.pca_engine), config.unit_rows)
+        return cls(fit_pca(features, dim, config.whiten, config.pca_engine, shared), config.unit_rows)
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor: # (n, F) -> (n, c)
         z = features if self.pca is None else self.pca.project(features)
@@ -180,7 +184,7 @@ class AlternateClustering(Stage):
         features = self.features()
         seconds = dict(features_time=time.perf_counter() - start)
         before = self.labels.clone() if self.labels[0] >= 0 else None
-        labels, found = from_main(lambda: self._clusters(features, before, epoch))
+        labels, found = self._clusters(features, before, epoch)
         self.labels.copy_(labels)
         self._renew_head(before, epoch)
         self.found = found | seconds
@@ -199,17 +203,17 @@ class AlternateClustering(Stage):
         return out
 
     def _clusters(self, features, before, epoch):
-        "Labels (n,), and what the log says of them."
+        "Labels (n,), and what the log says of them; the ranks share the work."
         c = self.config
         if not features.square().sum(0).isfinite().all():
             raise TrainingError(f'the features of epoch {epoch} are not finite, or too large to be squared; '
                                 f'choose a smaller lr than {rates(c, epoch)[0]}, or smaller batches, '
                                 'so that batch normalisation has more of them to learn from')
         start = time.perf_counter()
-        z = Preprocessing.fit(features, c)(features)
+        z = Preprocessing.fit(features, c, shared=True)(features)
         pca_time = time.perf_counter() - start
         centres = None if c.restart_clustering or before is None else _means(z, before, c.k)
-        found = kmeans(z, c.k, c.engine, seed_of(c.seed, 'kmeans', epoch), n_init=1, start=centres)
+        found = kmeans(z, c.k, c.engine, seed_of(c.seed, 'kmeans', epoch), 1, start=centres, shared=True)
         labels = torch.from_numpy(found.labels).to(self.labels)
         more = dict(pca_time=pca_time, cluster_time=time.perf_counter() - start - pca_time)
         return labels, self._log(features, before, labels, found) | more
