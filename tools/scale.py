@@ -156,19 +156,19 @@ def sela(c, p):
 
 
 def deepcluster(c, p):
-    "The features of all samples on every device; PCA and k-means on the first."
+    "The features of all samples on every device; the passes of PCA and k-means are shared."
     features, lloyd = 4 * c.n * c.features, product(c, c.n, c.deepcluster_k, c.pca_dim)
     return {
         'epoch': span(epoch_of(c, p)),
         'labels, per device': room(c)(8 * c.n),
         'features of all samples, per device': room(c)(features),
-        'reduced features, on the first device': room(c)(4 * c.n * c.pca_dim),
+        'reduced features, per device': room(c)(4 * c.n * c.pca_dim),
         'features for a clustering': span(forward_pass(c, p)),
         'features sent per clustering and device': size(around(p, features)),
         'the same in time': span(around(p, features) / c.link),
-        'PCA, on the first device': span(product(c, c.n, c.features, c.features)),
-        'k-means, on the first device': span(c.lloyd * lloyd),
-        'k-means, if the devices shared it': span(c.lloyd * lloyd / p)}
+        'PCA': span(product(c, c.n, c.features, c.features) / p),
+        'k-means': span(c.lloyd * lloyd / p),
+        'k-means by one device': span(c.lloyd * lloyd)}
 
 
 def anchors(c, p):
