@@ -145,7 +145,20 @@ def parts_on_rank(rank, port, out):
         torch.save(dict(lloyd=lloyd(x, 7, shared=True), few=lloyd(x[:3], 2, shared=True),
                         sklearn=kmeans(x, 7, 'sklearn', shared=True), pca=fit_pca(x, 3, shared=True),
                         wide=fit_pca(x[:5], 3, shared=True), contrast=of_samples(own, positives='first'),
-                        alone=of_samples(own, sync=False)), f'{out}/rank{rank}.pt')
+                        alone=of_samples(own, sync=False), **{k: labelled(k) for k in ('SeLa', 'AND')}),
+                   f'{out}/rank{rank}.pt')
+
+
+def labelled(name):
+    "Labels, embedding, an embedding that one process computes, and how many samples this rank took at the end."
+    kind, seen = type(METHODS[name]()), []
+    with pytest.MonkeyPatch.context() as patch:
+        model = METHODS[name]()
+        model.prepare(samples()[:119]).train()
+        outputs = kind._outputs
+        patch.setattr(kind, '_outputs', lambda self, x: seen.append(len(x)) or outputs(self, x))
+        model.finish()
+    return model.labels_, model.embedding_, model.transform(samples()[:119]), sum(seen)
 
 
 @pytest.fixture(scope='module')
@@ -180,3 +193,11 @@ def test_negatives_come_from_every_rank(parts):
         torch.testing.assert_close(p['contrast'][1] / 2, gradient[:, 12 * rank:12 * rank + 12])
         assert p['alone'][0] == pytest.approx(float(of_samples(views()[:, 12 * rank:12 * rank + 12])[0]), rel=1e-12)
         assert p['alone'][0] < whole
+
+
+@pytest.mark.parametrize('name', ['SeLa', 'AND'])
+def test_ranks_share_the_last_pass(name, parts):
+    for rank, (labels, embedding, alone, seen) in enumerate(p[name] for p in parts):
+        assert seen == 60 - rank and len(labels) == 119
+        np.testing.assert_allclose(embedding, alone, atol=1e-5)
+        assert (labels == parts[0][name][0]).all() and (embedding == parts[0][name][1]).all()

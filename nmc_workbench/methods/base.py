@@ -304,7 +304,7 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
 
     def _finish(self, images, more):
         "Label, embed, score and write."
-        self.embedding_, logits = self._predict(self.trainer_.batches)
+        self.embedding_, logits = self._predict(self.trainer_.batches, shared=True)
         self._fit_clusters(self.embedding_)
         self.labels_ = self._label(self.embedding_, logits)
         self._set_n_clusters()
@@ -549,11 +549,13 @@ class Method(ClusterMixin, TransformerMixin, BaseEstimator):
         return Batches(images, augment, rank_and_world()[1], 1, device=device)
 
     @torch.no_grad()
-    def _predict(self, batches):
-        "Embedding (n, d) and logits (n, K) of every sample, in order."
+    def _predict(self, batches, shared=False):
+        "Embedding (n, d) and logits (n, K) of every sample, in order; `shared`: every rank computes its part of them."
         self.network_.eval()
-        parts = [self._outputs(x) for _, x in batches.plain()]
-        return tuple(torch.cat(p).float().cpu().numpy() for p in zip(*parts))
+        shared = shared and len(batches.images) >= batches.world
+        parts = [self._outputs(x) for _, x in batches.plain(shared=shared)]
+        found = (torch.cat(p).float() for p in zip(*parts))
+        return tuple((batches.of_all_ranks(p) if shared else p).cpu().numpy() for p in found)
 
 _LOOKED_AT = 3000       # samples of which views are drawn
 

@@ -20,7 +20,7 @@ from ..core.checks import accepts, optional, whole, a_function
 from ..augment.compose import Augment
 from ..core.devices import to_device
 from ..core.errors import InputError
-from ..core.ranks import rank_and_world
+from ..core.ranks import rank_and_world, rows_over_ranks
 from ..core.seeds import generator
 from ..data.images import Images, prefetch
 
@@ -129,6 +129,16 @@ class Batches:
         order = order[self.rank::self.world] if shared else order
         for index, pixels in self._fetch(order.split(batch_size)):
             yield index, self._plain(index, pixels)
+
+    def of_all_ranks(self,
+        rows: torch.Tensor, # (m, ...), one for each sample that `plain(shared=True)` gives this rank
+    ) -> torch.Tensor: # (n, ...), in the order of the samples
+        "The rows of all ranks; every rank must call this."
+        order, width = torch.arange(len(self.images)), rows.shape[1:]
+        if self.world == 1: return rows
+        if not width.numel(): return rows.new_zeros(len(order), *width)
+        there = torch.cat([order[r::self.world] for r in range(self.world)])
+        return rows_over_ranks(rows)[there.argsort().to(rows.device)]
 
     def _plain(self, index, pixels): return self.augment.plain(pixels)
 
