@@ -553,6 +553,17 @@ def streamed(record):
                 made(record, said))
 
 
+def speedrun(record):
+    "Minutes from random weights to the labels, on each set that was run."
+    rows = []
+    for name, r in record['sets'].items():
+        reached = 'reached' if mean(v['acc'] for v in r['runs']) >= r['target'] else '**not reached**'
+        rows.append([name, r['method'], f'{r["target"]:.2f}', spread(r['runs'], 'acc'), reached, str(len(r['runs'])),
+                     f'{mean(v["minutes"] for v in r["runs"]):.1f}'])
+    head = ['from random weights', 'by', 'target', 'ACC', '', 'seeds', 'minutes per seed']
+    return page(table(head, rows), made(record, '; '.join(sorted({r['machine'] for r in record['sets'].values()}))))
+
+
 def frozen(record):
     "Every method's recipe `frozen`, and its opponents on the same features, the best first."
     head = [f'CIFAR-10, test split, {record["n"]:,} images', 'ACC', 'NMI', 'ARI', 'clusters', 'processor seconds']
@@ -613,7 +624,7 @@ TABLES = dict(
     deepcluster_strategies=deepcluster_strategies, deepcluster_strategies_resnet18=deepcluster_strategies,
     deepcluster_architectures=deepcluster_architectures, deepcluster_epoch=deepcluster_epoch,
     deepcluster_cifar10=deepcluster_start, deepcluster_variant=deepcluster_variant, kmeans=kmeans,
-    streamed=streamed, sinkhorn_features=sinkhorn_features, scale=scale_constants,
+    streamed=streamed, speedrun=speedrun, sinkhorn_features=sinkhorn_features, scale=scale_constants,
     **{f'scale_{name}': at_scale(name) for name in scale.METHODS})
 
 

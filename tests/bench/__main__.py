@@ -385,6 +385,15 @@ def benchmark(data):
     return dict(**circumstances('make benchmark DATA=folder'), **json.loads(path.read_text()))
 
 
+def speedrun(data):
+    "What `make speedrun` has left in runs/speedrun, a file for each set."
+    found = [json.loads(p.read_text()) for p in sorted((ROOT / 'runs/speedrun').glob('*.json'))]
+    if not found: sys.exit('bench: runs/speedrun is empty; make speedrun fills it')
+    command = 'make speedrun ARGS="--set mnist --data folder --seeds 0,1,2"'
+    return dict(**circumstances(command), sets={r['set']: {k: r[k] for k in ('target', 'method', 'machine', 'runs')}
+                                                for r in found})
+
+
 def runs_index(data):
     "The table of 10,000 runs, with and without its index."
     from . import bench_runs
@@ -424,6 +433,7 @@ BENCHES = {
     'speed':            ('speed', speed, False),
     'runs_index':       ('runs_index', runs_index, False),
     'benchmark':        ('benchmark', benchmark, True),
+    'speedrun':         ('speedrun', speedrun, True),
     'coil_step':        ('coil_step', coil_step, False),
     'embed_speed':      ('embed_speed', embed_speed, False),
     'digits':           ('nmce_digits', digits, False),
