@@ -12,7 +12,7 @@ from nmc_workbench.core.config import convert
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.data import as_images, load
 from nmc_workbench.evaluation import baselines
-from nmc_workbench.evaluation.baselines import BASELINES, baseline, is_there, on_pixels, pixel_baselines
+from nmc_workbench.evaluation.baselines import BASELINES, baseline, not_installed, on_pixels, pixel_baselines
 from nmc_workbench.metrics import accuracy
 from nmc_workbench.sweeps.benchmark import METHODS, PIXELS, SETS, Benchmark, data_of, verdicts
 from nmc_workbench.sweeps.grid import cells_of
@@ -36,7 +36,7 @@ def blobs(n=240, d=5, k=3):
 @pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n == 'umap_kmeans' else n
                                   for n in BASELINES])
 def test_every_baseline_finds_three_clouds(name):
-    if said := is_there(name): pytest.skip(said)
+    if said := not_installed(name): pytest.skip(said)
     x, y = blobs()
     found = baseline(name, x, 3)
     assert accuracy(y, found.labels) > .8 and found.labels.dtype == np.int64 and len(found.labels) == len(x)
@@ -47,7 +47,7 @@ def test_every_baseline_finds_three_clouds(name):
 
 @pytest.mark.parametrize('name', [n for n, b in BASELINES.items() if not b.finds_k])
 def test_a_baseline_that_is_told_k_asks_for_it(name, monkeypatch):
-    monkeypatch.setattr(baselines, 'is_there', lambda name: '')
+    monkeypatch.setattr(baselines, 'not_installed', lambda name: '')
     for k in (None, 999):
         with pytest.raises(InputError, match='is told the number of clusters'): baseline(name, blobs()[0], k)
 
@@ -76,13 +76,13 @@ def test_the_memory_of_a_block_is_counted():
 def test_pixel_baselines_without_umap_or_with_few_samples(monkeypatch):
     few = load('digits', limit=12)
     assert list(pixel_baselines(few, 10)) == ['kmeans_pixels']
-    monkeypatch.setattr(baselines, 'is_there', lambda name: 'not installed')
+    monkeypatch.setattr(baselines, 'not_installed', lambda name: 'not installed')
     assert list(pixel_baselines(load('digits', limit=60), 10)) == ['kmeans_pixels']
 
 
 def test_pixels_reach_umap_between_0_and_1_and_only_labelled_ones_are_scored(monkeypatch):
     seen = []
-    monkeypatch.setattr(baselines, 'is_there', lambda name: '')
+    monkeypatch.setattr(baselines, 'not_installed', lambda name: '')
     monkeypatch.setattr(baselines, '_umap_rows', lambda x, seed: seen.append(x) or x)
     images = load('digits', limit=100)
     y = images.labels.clone().numpy()

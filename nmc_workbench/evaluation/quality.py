@@ -34,10 +34,10 @@ from ..diagnostics.checks import percent
 from ..diagnostics.collapse import as_labels, spread, thinned
 from ..diagnostics.diagnosis import Diagnosis, diagnose, diagnose_run, weigh
 from .agreement import label_agreement
+from .baselines import BASELINES, not_installed
 from ..k_rules import find_k
 from ..methods.base import Method, open_run
 from ..metrics import ari
-from ..projection import map2d, map_method
 from ..runs.label_history import LabelHistory
 
 # %% ../../nbs/evaluation/08_quality.ipynb #076c4023
@@ -316,18 +316,20 @@ def _number_by(rule, z, seed):
     try: return find_k(z, rule, seed).n_clusters
     except InputError: return None
 
+_FEWEST = 15    # samples of which UMAP makes a map
+
 def _add_baselines(q, rows, labels, own, seed, is_embedding):
-    "K-means and UMAP + k-means on the same input."
+    "K-means and UMAP + k-means on the same input, as the benchmark has them."
     x, labels, k = rows[own], labels[own], q.n_clusters
     if not spread(x): return
-    plane = map2d(x, 'umap', seed)
     where, mine = 'the embedding' if is_embedding else 'the input', _silhouette(x, labels)
-    for name, points in (('k-means', x), (f'{map_method("umap", len(x))} + k-means', plane)):
-        found = kmeans_labels(points, k, seed)
-        index = ari(found, labels)
-        _add(q, f'{name} on {where}', index, f'silhouettes there: {_silhouette(x, found):.3f}, these {mine:.3f}',
+    for way in ('kmeans', 'umap_kmeans'):
+        if not_installed(way) or way == 'umap_kmeans' and len(x) < _FEWEST: continue
+        found = BASELINES[way].labels(x, k, seed)
+        index, there = ari(found, labels), f'silhouettes there: {_silhouette(x, found):.3f}, these {mine:.3f}'
+        _add(q, f'{BASELINES[way].title} on {where}', index, there,
              'ARI of a baseline and the groups; near 1: the baseline finds the same with less work',
-             **{'baseline_' + name.split()[0].lower().replace('-', ''): index})
+             **{'baseline_' + way.split('_')[0]: index})
 
 # %% ../../nbs/evaluation/08_quality.ipynb #2a4652c8
 @accepts(at_most=whole(1))

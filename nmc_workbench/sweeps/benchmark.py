@@ -21,7 +21,7 @@ import torch
 
 from ..core.errors import InputError, one_of
 from ..data.catalog import load
-from ..evaluation.baselines import BASELINES, baseline, is_there
+from ..evaluation.baselines import BASELINES, baseline, not_installed
 from ..metrics import scores
 from ..runs.finished import array_of
 from .grid import cells_of
@@ -151,7 +151,7 @@ class Benchmark:
     ):
         "Cluster by a baseline, unless that is done, or its package or the method's run is missing."
         key, run = f'{name}/{on}/{way}/{seed}', None if on == PIXELS else self.runs(name, on).get(seed)
-        if is_there(way) or on != PIXELS and (run is None or state_of(run)['status'] != 'done'): return
+        if not_installed(way) or on != PIXELS and (run is None or state_of(run)['status'] != 'done'): return
         if key in self.kept and self.kept[key].get('run') == (run and run.name): return
         row = self._clustered(way, *self._rows(name, run), SETS[name].n_classes, seed)
         self.kept[key] = row | (dict(run=run.name) if run else {})
@@ -215,7 +215,7 @@ class Benchmark:
                 start = f'{name}/{on}/{way}/'
                 found = {int(k[len(start):]): v for k, v in self.kept.items() if k.startswith(start)}
                 done = [dict(seed=s, **v) for s, v in sorted(found.items()) if 'error' not in v]
-                error = next((v['error'] for v in found.values() if 'error' in v), is_there(way) or 'not run yet')
+                error = next((v['error'] for v in found.values() if 'error' in v), not_installed(way) or 'not run yet')
                 yield _row(name, b.title, on, b.finds_k, done, error)
 
 def _row(name, by, on, finds_k, done, missing):

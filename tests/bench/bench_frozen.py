@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nmc_workbench.evaluation.baselines import BASELINES, baseline, is_there
+from nmc_workbench.evaluation.baselines import BASELINES, baseline, not_installed
 from nmc_workbench.evaluation.feature_heads import temi, turtle
 from nmc_workbench.metrics import scores
 
@@ -45,7 +45,7 @@ def by(name):
     return fit
 
 
-ROWS = {**{b.title: by_baseline(name) for name, b in BASELINES.items() if not is_there(name)},
+ROWS = {**{b.title: by_baseline(name) for name, b in BASELINES.items() if not not_installed(name)},
         'TEMI-like': lambda f, k, seed: temi(f.plain, k, seed=seed),
         'TURTLE-like': lambda f, k, seed: turtle(f.plain, k, seed=seed),
         **{name: by(name) for name in ('NMCE', 'NMC', 'SeLa', 'DeepCluster', 'AND')}}
