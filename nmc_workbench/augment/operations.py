@@ -443,7 +443,7 @@ class PointNoise(Operation):
 
     def noise(self, source, n, d):
         "(n, d) to add to the points."
-        return source.normal(n, d).mul_(self.std) if self.std > 0 else source.full([0.] * d, n)
+        return source.normal(n, d).mul_(self.std) if self.std > 0 else torch.zeros(n, d, device=source.device)
 
 @accepts(n=whole(1))
 @dataclass(repr=False)
