@@ -66,7 +66,7 @@ html_title = project
 html_favicon = '_static/mark.svg'
 html_logo = '_static/mark.svg'
 html_css_files = ['site.css']
-html_sidebars = {page: [] for page in ('docs/pages/home', 'docs/pages/quickstart', 'docs/index')}
+html_sidebars = {f'docs/{page}': [] for page in ('pages/home', 'pages/quickstart', 'pages/benchmark', 'index')}
 html_context = dict(default_mode='auto')
 html_sourcelink_suffix = ''                     # a notebook's source is the notebook
 html_theme_options = dict(

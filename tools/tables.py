@@ -493,17 +493,20 @@ def of_set(record, name, title):
               for k in ('given', 'found')), on_embeddings(rows, title)]
 
 
+COLUMNS = dict(acc=('ACC', '{:.3f}'), nmi=('NMI', '{:.3f}'), ari=('ARI', '{:.3f}'), n_clusters=('clusters', '{:.1f}'),
+               clustered=('clustered', '{:.0%}'), seconds=('seconds', '{:.1f}'), memory_mb=('MB', '{:,.0f}'))
+
+
 def ranked(rows, title, said):
     "Methods and baselines on pixels, the best first; those without a run come last, with the reason."
     done = sorted((r for r in rows if r['runs']), key=lambda r: -mean(v['acc'] for v in r['runs']))
-    columns = dict(acc='{:.3f}', nmi='{:.3f}', ari='{:.3f}', n_clusters='{:.1f}', clustered='{:.0%}',
-                   seconds='{:.1f}', memory_mb='{:,.0f}')
-    lines = [[*called(r), *(known(r['runs'], k, form) for k, form in columns.items())] for r in done]
+    def tells(key): return len({v[key] for r in done for v in r['runs']}) > 1
+    columns = {k: v for k, v in COLUMNS.items() if k not in ('n_clusters', 'clustered') or tells(k)}
+    lines = [[*called(r), *(known(r['runs'], k, form) for k, (_, form) in columns.items())] for r in done]
     if lines: lines[0][2] = bold(lines[0][2]) if '±' in lines[0][2] else f'**{lines[0][2]}**'
-    lines += [[*called(r), r['missing'], *[''] * 6] for r in rows if not r['runs']]
+    lines += [[*called(r), r['missing'], *[''] * (len(columns) - 1)] for r in rows if not r['runs']]
     if said: lines = [[*line, said.get(line[0], '')] for line in lines]
-    head = [title, 'seeds', 'ACC', 'NMI', 'ARI', 'clusters', 'clustered', 'seconds', 'MB', *['its paper'] * bool(said)]
-    return table(head, lines)
+    return table([title, 'seeds', *(name for name, _ in columns.values()), *['its paper'] * bool(said)], lines)
 
 
 def called(r): return r['by'] + (' on pixels' if r['on'] else ''), len(r['runs']) or ''
