@@ -256,6 +256,9 @@ def transport(c):
         check_every=N(10, fine=(more,)), max_iter=N(99, fine=(more,)), dtype=S('f64'), relax=R(1.0, 0.5, 2.0,
         fine=(text,)), chunk=N(5, fine=('None', more)), device=S('cpu', fine=('None', 'empty')))
     yield 'sinkhorn', m.sinkhorn, dict(prob=A(SOFT.numpy(), -SOFT, LOGITS), **options)
+    few = {k: v for k, v in options.items() if k not in ('given', 'chunk')}
+    yield ('sinkhorn_features', m.sinkhorn_features, dict(features=A(POINTS), weight=A(POINTS[:4], POINTS[:4, :3]),
+        block=N(9, fine=('None',)), **few))
     yield 'sinkhorn of logits', m.sinkhorn, dict(prob=A(LOGITS), given='logits', power=P(3.0, fine=(text,)))
     any_value = ('nan', 'inf')
     yield ('HeadLogits', m.HeadLogits, dict(features=A(POINTS, POINTS[:, :3], fine=any_value), weight=A(POINTS[:4],
@@ -322,6 +325,7 @@ def data(c):
     from nmc_workbench import data as m
     from nmc_workbench.data import archives, catalog, images, readers
 
+    yield ('pack', m.pack, dict(images=C(c.digits), path=O(c.tmp / 'packs'), size=N(8, 2 ** 16 + 1, fine=('None',))))
     options = dict(limit=N(20, 1798, fine=('None', "'3'")), seed=I(0, fine=("'3'",)))
     yield 'load', m.load, dict(name=S('digits'), split=S('train'), **options)
     yield ('load spiral', m.load, dict(name='spiral', n=N(50, 1, fine=("'3'",)), noise=Q(0.1, fine=("'0.1'",)),
@@ -702,6 +706,12 @@ def evaluation(c):
     yield 'halves', features.halves, dict(images=C(c.digits, c.digits.limit(1)), seed=I(0))
     yield ('pixel_baseline', baselines.pixel_baseline, dict(images=C(c.digits), n_clusters=N(3, 41), seed=I(0),
         at_most=N(30)))
+    yield ('baseline', baselines.baseline, dict(name=S('kmeans'), x=A(POINTS), k=N(3, 41), seed=I(0), at_most=N(30, 14,
+        fine=('None',))))
+    yield ('umap_baseline', baselines.umap_baseline, dict(images=C(c.digits), n_clusters=N(3, 41), seed=I(0),
+        at_most=N(30)))
+    yield 'pixel_baselines', baselines.pixel_baselines, dict(images=C(c.digits), n_clusters=N(3, 41), seed=I(0))
+    yield 'not_installed', baselines.not_installed, dict(name=S('kmeans'))
     yield ('matched_to', agreement.matched_to, dict(labels=L(LABELS), reference=L(LABELS), following=I(9,
         fine=('None',))))
     yield 'label_agreement', agreement.label_agreement, dict(a=L(LABELS), b=L(LABELS))
