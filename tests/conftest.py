@@ -25,8 +25,9 @@ FLAGS = '''--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-ba
     --disable-component-update --disable-sync'''.split()
 
 # Files that take longest, the longest first.
-LONG = '''test_browser test_damaged_runs test_pages test_command_line test_resume test_training test_nmc test_sela
-    test_deep_cluster test_work_kept test_train_page test_bench_gpu test_live_curves'''.split()
+LONG = '''test_browser test_own_images test_right_numbers test_damaged_runs test_many_ranks test_train_page
+    test_deep_cluster test_work_kept test_sweeps test_resume test_command_line test_pages test_many_devices
+    test_sweeps_slurm test_input test_and test_training test_nmc test_live_curves'''.split()
 
 
 def pytest_configure(config):
