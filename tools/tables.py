@@ -564,7 +564,8 @@ def speedrun(record):
         rows.append([name, r['method'], f'{r["target"]:.2f}', spread(r['runs'], 'acc'), reached, str(len(r['runs'])),
                      f'{mean(v["minutes"] for v in r["runs"]):.1f}'])
     head = ['from random weights', 'by', 'target', 'ACC', '', 'seeds', 'minutes per seed']
-    return page(table(head, rows), made(record, '; '.join(sorted({r['machine'] for r in record['sets'].values()}))))
+    where = '; '.join(sorted({r['machine'] for r in record['sets'].values()}))
+    return page(table(head, rows), made(record, f'The runs had {where}.'))
 
 
 def frozen(record):
