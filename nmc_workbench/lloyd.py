@@ -117,14 +117,19 @@ def lloyd(
 ) -> Clustering:
     "k-means by Lloyd's iteration (1982), on the samples' own device."
     x, g = x.contiguous(), torch.Generator().manual_seed(seed)
-    found = [_one(x, k, g, rounds, tol, start, shared) for _ in range(n_init if start is None else 1)]
+    squares = [part.square().sum(dtype=torch.float64) for part in _share(x, shared).split(4096)]
+    given = float(torch.stack(squares).sum()), rounds, tol, start, shared
+    found = [_one(x, k, g, *given) for _ in range(n_init if start is None else 1)]
     return min(found, key=lambda c: c.objective)
 
-def _one(x, k, g, rounds, tol, start, shared):
+def _share(x, shared):
+    "The samples that this rank passes over."
+    return own_rows(x) if shared else x
+
+def _one(x, k, g, squares, rounds, tol, start, shared):
     "One start and its rounds, the last of which goes to the means themselves."
     centres = _first_centres(x, k, g, shared) if start is None else start.to(x).clone()
-    x = own_rows(x) if shared else x
-    squares = float(torch.stack([part.square().sum(dtype=torch.float64) for part in x.split(4096)]).sum())
+    x = _share(x, shared)
     found, objectives = _pass(x, centres, squares, shared), []
     step, last = _STEP if start is None else 1., rounds == 1
     while len(objectives) < rounds:
@@ -160,7 +165,7 @@ def _first_centres(x, k, g, shared=False):
     centres = plus_plus(few, k, g) if cheap else x[order[:k]].clone()
     size = max(_FIRST * k, 4096)
     while size < len(x) / 2:
-        part = own_rows(x[order[:size]]) if shared else x[order[:size]]
+        part = _share(x[order[:size]], shared)
         for _ in range(_WARM): _move(centres, _pass(part, centres, 0., shared), g, _STEP)
         size *= 3
     return centres

@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from .core.checks import a_tensor, accepts, choice, optional, real, whole
 from .core.errors import InputError
+from .core.ranks import rows_over_ranks
 
 # %% ../nbs/mathematics/00_losses.ipynb #df2439c0
 def _tiles(
@@ -333,10 +334,8 @@ class _OfOthers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z):
-        parts = [torch.empty_like(z) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, z.contiguous())
-        parts.pop(dist.get_rank())
-        return torch.cat(parts)
+        rows, first = rows_over_ranks(z, even=True), dist.get_rank() * len(z)
+        return torch.cat([rows[:first], rows[first + len(z):]])
 
     @staticmethod
     @once_differentiable

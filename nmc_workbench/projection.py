@@ -62,20 +62,20 @@ def fit_pca(
     if n_components > most:
         warnings.warn(f'n_components={n_components} > min(n, d) = {most}, of x {tuple(x.shape)}; {most} are kept')
     mean, c = x.mean(0, dtype=torch.float64), min(n_components, most)
-    make = partial(_PCA_ENGINES['torch' if engine == 'auto' else engine], x, mean, c)
     if engine in ('auto', 'torch'): found = _exact(x, mean, c, shared)
-    else: found = from_main(make) if shared else make()
+    else:
+        make = partial(_PCA_ENGINES[engine], x, mean, c)
+        found = from_main(make) if shared else make()
     directions = found[0] * torch.sign(found[0].gather(0, found[0].abs().argmax(0, keepdim=True)) + 1e-30)
     return PCA(mean, directions, found[1].clamp(min=0), whiten)
-
-def _same(x): return x
 
 def _exact(x, mean, c, shared=False):
     "Directions (d, c) and variances (c,) by the covariance, or by the products of samples where they are fewer."
     few = len(x) < x.shape[1]
-    part, total = (own_rows, sum_over_ranks) if shared and not few else (_same, _same)
-    centred = part(x) - mean.to(x)
-    values, vectors = _largest(total((centred @ centred.T if few else centred.T @ centred).double()), c)
+    shared = shared and not few
+    centred = (own_rows(x) if shared else x) - mean.to(x)
+    products = (centred @ centred.T if few else centred.T @ centred).double()
+    values, vectors = _largest(sum_over_ranks(products) if shared else products, c)
     if few:                     # what has no variance has no direction either: it would be one of rounding
         there = values > _NO_VARIANCE * values.max()
         vectors = torch.nn.functional.normalize(centred.double().T @ vectors, dim=0) * there

@@ -97,10 +97,9 @@ def log(name, runs, values, where):
     path = LOGS / f'{name}-{time.strftime("%Y%m%d-%H%M%S")}.txt'
     head = dict(set=name, target=TARGETS[name].acc, method=str(TARGETS[name]), machine=where,
                 python=platform.python_version(), commit=commit(), runs=runs, values=values)
-    (LOGS / f'{name}.json').write_text(json.dumps(head, indent=1, default=str), encoding='utf-8')
-    source = Path(__file__).read_text(encoding='utf-8')
-    path.write_text(f'{said(name, runs)}\n\n{json.dumps(head, indent=1, default=str)}\n\n{"-" * 100}\n{source}',
-                    encoding='utf-8')
+    text, source = json.dumps(head, indent=1, default=str), Path(__file__).read_text(encoding='utf-8')
+    (LOGS / f'{name}.json').write_text(text, encoding='utf-8')
+    path.write_text(f'{said(name, runs)}\n\n{text}\n\n{"-" * 100}\n{source}', encoding='utf-8')
     return path
 
 
