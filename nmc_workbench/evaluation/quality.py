@@ -34,7 +34,7 @@ from ..diagnostics.checks import percent
 from ..diagnostics.collapse import as_labels, spread, thinned
 from ..diagnostics.diagnosis import Diagnosis, diagnose, diagnose_run, weigh
 from .agreement import label_agreement
-from .baselines import BASELINES, not_installed
+from .baselines import BASELINES, FEWEST, not_installed
 from ..k_rules import find_k
 from ..methods.base import Method, open_run
 from ..metrics import ari
@@ -316,15 +316,13 @@ def _number_by(rule, z, seed):
     try: return find_k(z, rule, seed).n_clusters
     except InputError: return None
 
-_FEWEST = 15    # samples of which UMAP makes a map
-
 def _add_baselines(q, rows, labels, own, seed, is_embedding):
     "K-means and UMAP + k-means on the same input, as the benchmark has them."
     x, labels, k = rows[own], labels[own], q.n_clusters
     if not spread(x): return
     where, mine = 'the embedding' if is_embedding else 'the input', _silhouette(x, labels)
     for way in ('kmeans', 'umap_kmeans'):
-        if not_installed(way) or way == 'umap_kmeans' and len(x) < _FEWEST: continue
+        if not_installed(way) or way == 'umap_kmeans' and len(x) < FEWEST: continue
         found = BASELINES[way].labels(x, k, seed)
         index, there = ari(found, labels), f'silhouettes there: {_silhouette(x, found):.3f}, these {mine:.3f}'
         _add(q, f'{BASELINES[way].title} on {where}', index, there,
