@@ -135,6 +135,9 @@ def losses(c):
     indices = T(torch.from_numpy(LABELS), torch.full((40,), 4), torch.full((40,), -1))
     yield ('neighbourhood_nll', m.neighbourhood_nll, dict(logits=T(LOGITS), indices=indices,
         neighbours=T(torch.from_numpy(LABELS)[:, None], torch.full((40, 1), 4), fine=('None',))))
+    yield ('memory_nll', m.memory_nll, dict(x=T(UNIT, UNIT[:, :5], UNIT[:39]), rows=T(UNIT, UNIT[:, :5]),
+        indices=T(torch.from_numpy(LABELS), torch.full((40,), 40), torch.full((40,), -1)), temperature=P(0.1),
+        neighbours=T(torch.from_numpy(LABELS)[:, None], torch.full((40, 1), 40), fine=('None',))))
 
 
 def anchors(c):

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nmc_workbench import anchors as anchors_module
+from nmc_workbench import anchors as anchors_module, losses
 from nmc_workbench.anchors import Anchors, anchor_count, discover, entropies
 from nmc_workbench.core.errors import InputError
-from nmc_workbench.losses import neighbourhood_nll
-from nmc_workbench.methods.anchor_neighbourhoods.memory import Memory
+from nmc_workbench.losses import memory_nll, neighbourhood_nll
+from nmc_workbench.methods.anchor_neighbourhoods import memory as memories
+from nmc_workbench.methods.anchor_neighbourhoods.memory import Memory, memory_for
 from nmc_workbench.methods.anchor_neighbourhoods.rates import parse_schedule, rate_policy, read_schedule
 
 from .ranks import member, together
@@ -253,6 +254,31 @@ def test_memory_refuses():
         with pytest.raises(InputError, match=next(iter(given))): Memory(**{**dict(n_samples=5), **given})
 
 
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_the_loss_without_logits_is_that_of_the_logits(dtype, tolerance, monkeypatch):
+    memory, x, i = rows(70, 5, dtype=dtype), rows(12, 5, dtype=dtype), torch.arange(5, 17)
+    near = torch.where(torch.arange(12)[:, None] % 3 > 0, torch.arange(24).view(12, 2), -1)
+    for block, neighbours, t in ((2 ** 22, near, .1), (100, near, .1), (12, None, .02), (1, near, 1.)):
+        monkeypatch.setattr(losses, '_BLOCK', block)
+        found = []
+        for loss in (lambda z: neighbourhood_nll(z @ memory.T / t, i, neighbours),
+                     lambda z: memory_nll(z, memory, i, neighbours, t)):
+            z = x.clone().requires_grad_()
+            value = loss(z)
+            (3 * value).backward()
+            found.append((value.detach(), z.grad))
+        for a, b in zip(*found): torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    with torch.no_grad(): assert memory_nll(x, memory, i) == memory_nll(x.clone().requires_grad_(), memory, i)
+
+
+def test_a_memory_does_without_logits_where_they_are_many(monkeypatch):
+    memory, x = Memory(40, 6, generator=torch.Generator().manual_seed(0)), rows(8, 6)
+    want = memory.loss(x, torch.arange(8))
+    monkeypatch.setattr(memories, '_LOGITS', 319)
+    monkeypatch.setattr(Memory, 'logits', lambda *_: pytest.fail('the logits were made'))
+    torch.testing.assert_close(memory.loss(x, torch.arange(8)), want)
+
+
 # ---- several ranks
 
 
@@ -265,36 +291,52 @@ def _train(memory, rank=0, world=1):
     for batch in torch.randperm(64, generator=g).split(32):
         part = batch[rank::world]
         features = F.normalize(net(x[part]))
-        neighbourhood_nll(memory.logits(features), part).backward()
+        memory.loss(features, part, _near(part)).backward()
         memory.update(features, part)
-    return memory.discover(20, 3)
+    return memory.discover(20, 3), net.weight.grad
+
+
+def _near(part):
+    "Two neighbours of each sample, held by either rank; every third sample has none."
+    return torch.where(part[:, None] % 3 > 0, (part[:, None] * 5 + torch.tensor([1, 40])) % 64, -1)
 
 
 def _member(rank, port, out):
     with member(rank, port):
-        memory = Memory(64, 6, generator=torch.Generator().manual_seed(0))
+        memory = memory_for(64, 6, .1, .5, torch.Generator().manual_seed(0))
         torch.manual_seed(0)
-        found = _train(memory, rank, 2)
+        found, gradient = _train(memory, rank, 2)
+        assert memory.rows.shape == (32, 6) and len(memory.whole()) == memory.n_samples == 64
+        shared = dict(gradient=gradient, state=memory.state_dict(), extra=memory._held[-1])
+        memory.load_state_dict({'rows': rows(64, 6)})
+        memory.to(torch.float64)
+        shared |= dict(loaded=memory.rows.clone(), finite=[memory.is_finite()])
+        memory.rows[0] = torch.nan if rank else 1.
+        shared['finite'].append(memory.is_finite())
         # unequal shares of the rows, and tiles of which a rank has few or none
         split = rows(150).split([100, 50])[rank]
         uneven, entropy = discover(split, 60, 2, sharded=True), entropies(split, sharded=True)
         try: discover(rows(150).split([100, 50])[rank] * (rank == 0), 3, sharded=True)
         except InputError as e: error = str(e)
-        torch.save([found.state(), memory.rows, uneven.state(), entropy, error], f'{out}/rank{rank}.pt')
+        torch.save([found.state(), shared, uneven.state(), entropy, error], f'{out}/rank{rank}.pt')
 
 
 def test_two_ranks_have_one_memory_and_the_same_anchors(tmp_path):
     one, two = together(_member, tmp_path)
     memory = Memory(64, 6, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    alone, uneven = _train(memory), discover(rows(150), 60, 2)
-    for found in (one, two):
-        torch.testing.assert_close(found[1], memory.rows, rtol=0, atol=1e-6)
+    (alone, gradient), uneven = _train(memory), discover(rows(150), 60, 2)
+    torch.testing.assert_close((one[1]['gradient'] + two[1]['gradient']) / 2, gradient, rtol=1e-5, atol=1e-6)
+    for rank, found in enumerate((one, two)):
+        assert list(found[1]['state']) == ['rows'] and not found[1]['extra'].any()
+        torch.testing.assert_close(found[1]['state']['rows'], memory.rows, rtol=0, atol=1e-6)
+        assert torch.equal(found[1]['loaded'], rows(64, 6)[32 * rank:32 * rank + 32].double())
+        assert found[1]['finite'] == [True, False]
         for state, want in ((found[0], alone), (found[2], uneven)):
             assert torch.equal(state['anchors'], want.anchors) and torch.equal(state['neighbours'], want.neighbours)
             torch.testing.assert_close(state['entropy'], want.entropy, rtol=0, atol=1e-5)
         assert torch.equal(found[3], found[2]['entropy']) and 'row 100 of memory' in found[4]
-    assert torch.equal(one[1], two[1])
+    assert torch.equal(one[1]['state']['rows'], two[1]['state']['rows'])
     for name in ('anchors', 'neighbours', 'entropy'):
         for part in (0, 2): assert torch.equal(one[part][name], two[part][name])            # to the bit
 

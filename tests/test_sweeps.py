@@ -253,6 +253,19 @@ def test_the_fates_of_runs(tmp_path):
     assert not (folder / '.jobs').exists() or not any((folder / '.jobs').iterdir())
 
 
+@pytest.mark.parametrize('damage', ['', '{}', None])
+def test_a_run_whose_parameters_are_gone_is_not_run_with_others(damage, toy, tmp_path):
+    folder = tmp_path / 'sweep' / next(iter(prepare(cells_of(toy, dict(seed=[1])), tmp_path / 'sweep')))
+    kept = (folder / 'cell.json').read_text()
+    if damage is None: (folder / 'cell.json').unlink()
+    else: (folder / 'cell.json').write_text(damage)
+    assert run_cell(toy, folder) == 'failed' and not (folder / 'run').exists()
+    assert 'cell.json is gone or damaged' in state_of(folder)['reason']
+    prepare(cells_of(toy, dict(seed=[1])), tmp_path / 'sweep')
+    assert (folder / 'cell.json').read_text() == kept
+    assert run_cell(toy, folder) == 'failed' and run_cell(toy, folder, retry=1) == 'done'
+
+
 @pytest.mark.slow
 def test_a_kernel_that_is_killed_is_started_again(tmp_path):
     "Its run goes on; a kernel that always dies is given up after three, without an end in itself."

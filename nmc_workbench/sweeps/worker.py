@@ -301,7 +301,11 @@ def _given(notebook, folder):
     known, run = parameters_of(notebook), folder / RUN
     ours = dict(run_dir=str(run)) if 'run_dir' in known else {}
     if 'resume' in known and (run / 'config.json').is_file(): ours['resume'] = True
-    return get_json(folder / CELL).get('parameters', {}) | ours
+    cell = get_json(folder / CELL)
+    if 'parameters' not in cell:
+        raise InputError(f'{folder / CELL} is gone or damaged, so that nobody knows the parameters of this run; '
+                         'give the sweep again with retry=1, which writes it anew')
+    return cell['parameters'] | ours
 
 def _execute(notebook, folder, rule, keep, memory):
     "Run a cell's notebook to its end: status and reason."

@@ -20,7 +20,7 @@ from ..core.checks import a_function, accepts, whole
 from ..core.errors import InputError, TrainingError
 from ..core.files import write_torch
 from ..core.progress import in_notebook
-from ..core.ranks import from_main, mean_over_ranks
+from ..core.ranks import from_main, mean_over_ranks, rank_and_world
 from ..runs.checkpoints import load_checkpoint
 from ..runs.folder import Run
 from ..runs.label_history import LabelHistoryLog
@@ -146,12 +146,10 @@ class Checkpoints(Callback):
 
     def write(self, trainer, stage):
         "Write checkpoint.pt; `stage` is None between stages."
-        if not (self.run and trainer.main): return
-        optimisers = {k: o.state_dict() for k, o in stage.optimisers.items()} if stage else {}
-        write_torch(self.run.path('checkpoint.pt'), dict(
-            stages=[s.name for s in trainer.stages], next_stage=trainer.next_stage, next_epoch=trainer.next_epoch,
-            rows=len(trainer.history), weights=(stage or trainer.network).state_dict(),
-            scaler=trainer.precision.scaler.state_dict(), optimisers=optimisers, **_states(trainer.callbacks)))
+        if not self.run and rank_and_world()[1] == 1: return
+        state = _state_of(trainer, stage)       # every rank gives its part of what they share
+        if not self.run: return                 # the first rank alone has one
+        write_torch(self.run.path('checkpoint.pt'), state)
         self.run.clock()
 
     def read(self,
@@ -167,6 +165,14 @@ class Checkpoints(Callback):
         _check_place(saved, stages, read_metrics(log.path), path)
         log.rewind(saved['rows'])
         return saved, read_metrics(log.path), str(path)
+
+def _state_of(trainer, stage):
+    "What a checkpoint holds."
+    optimisers = {k: o.state_dict() for k, o in stage.optimisers.items()} if stage else {}
+    return dict(
+        stages=[s.name for s in trainer.stages], next_stage=trainer.next_stage, next_epoch=trainer.next_epoch,
+        rows=len(trainer.history), weights=(stage or trainer.network).state_dict(),
+        scaler=trainer.precision.scaler.state_dict(), optimisers=optimisers, **_states(trainer.callbacks))
 
 def _states(callbacks):
     "What the callbacks remember, by the names of their classes; nothing where none does."

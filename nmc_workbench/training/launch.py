@@ -154,7 +154,8 @@ def _train(folder, rank, world, where):
     kind, parameters = job['model']
     trainer = kind(**parameters).prepare(**job['given'])
     trainer.train(**call)
-    if rank == 0: torch.save([_own_state(s) for s in trainer.stages], folder / _STATES)
+    states = [_own_state(s) for s in trainer.stages]        # every rank has its part of what they share
+    if rank == 0: torch.save(states, folder / _STATES)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -149,7 +149,7 @@ class AND(Method, ANDConfig):
     def _stages(self, config):
         score = None if self._images.labels is None else self._score
         self._stage = AnchorNeighbourhoods(self.network_, len(self._images), config, score, self._read_out)
-        if config.first_memory == 'features': self._stage.memory.rows.copy_(self._first_rows())
+        if config.first_memory == 'features': self._stage.memory.take(self._first_rows())
         if self._started: self._take_memory(self._started)
         return [self._stage]
 
@@ -164,8 +164,8 @@ class AND(Method, ANDConfig):
 
     def _take_memory(self, found):
         "Begin with the memory of a checkpoint, where it is of as many samples."
-        rows = self._stage.memory.rows
-        if found['memory'].shape == rows.shape: rows.copy_(found['memory'])
+        memory = self._stage.memory
+        if found['memory'].shape == (memory.n_samples, memory.rows.shape[1]): memory.take(found['memory'])
 
     def _callbacks(self, config):
         if config.run_dir is None: return []
@@ -238,7 +238,7 @@ class AND(Method, ANDConfig):
     def finish(self, **more):
         "As `Method.finish`; `memory_` and `anchors_` are those of the last epoch."
         self._refuse_before('trainer_', 'call fit, or prepare and train')
-        self.memory_, self.anchors_ = self._stage.memory.rows.cpu().numpy(), self._stage.anchors.to('cpu')
+        self.memory_, self.anchors_ = self._stage.memory.whole().cpu().numpy(), self._stage.anchors.to('cpu')
         return super().finish(**more)
 
     def _results(self, images):

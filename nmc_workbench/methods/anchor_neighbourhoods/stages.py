@@ -24,9 +24,8 @@ from ...core.devices import to_device
 from ...core.errors import InputError, TrainingError
 from ...core.files import append_bytes, write_torch
 from ...core.seeds import generator
-from ...losses import neighbourhood_nll
 from .config import ROUNDS, ANDConfig, base_rate, epochs_of_a_round
-from .memory import Memory
+from .memory import memory_for
 from ...metrics import knn_accuracy
 from ...nets.heads import UnitNet
 from ...training.callbacks import Callback
@@ -66,7 +65,7 @@ class AnchorNeighbourhoods(Stage):
         self.score, self.read_out, self.labels, self.over = score, read_out, None, False
         first = generator(config.seed, 'memory')
         where = next(network.parameters()).device
-        self.memory = Memory(n_samples, config.dim, config.temperature, config.memory_momentum, first).to(where)
+        self.memory = memory_for(n_samples, config.dim, config.temperature, config.memory_momentum, first).to(where)
         self.register_buffer('position', -1 - torch.arange(n_samples, device=where))
         self.register_buffer('entropy', torch.full((n_samples,), torch.inf, device=where))
         self.register_buffer('neighbours', torch.full((n_samples, config.n_neighbours), -1, device=where))
@@ -94,7 +93,7 @@ class AnchorNeighbourhoods(Stage):
 
     def _discover(self, number):
         "Choose the anchors of a round from the memory as it is."
-        if not self.memory.rows.isfinite().all():
+        if not self.memory.is_finite():
             raise TrainingError(f'the memory is not finite before round {number}; choose a smaller lr than '
                                 f'{self.config.lr}')
         c, n = self.config, len(self.position)
@@ -108,7 +107,7 @@ class AnchorNeighbourhoods(Stage):
         index = to_device(index, self.position.device)
         x = self.network(views[0])
         self._last = x.detach(), index
-        return neighbourhood_nll(self.memory.logits(x), index, self.neighbours[index]), {}
+        return self.memory.loss(x, index, self.neighbours[index]), {}
 
     def after_backward(self): self.memory.update(*self._last)
 
@@ -119,8 +118,10 @@ class AnchorNeighbourhoods(Stage):
         if labels is not None and len(found): row['consistency'] = found.consistency(labels)
         if len(found): row |= _entropies(found)
         due = (within + 1) % (self.config.score_every or self.per_round) == 0
-        if self.score and (last or due): row['neighbours'] = self.score(self.memory.rows)
-        self.labels = self.read_out(self.memory.rows) if last and self.read_out else None
+        scores, reads = self.score and (last or due), last and self.read_out
+        rows = self.memory.whole() if scores or reads else None
+        if scores: row['neighbours'] = self.score(rows)
+        self.labels = self.read_out(rows) if reads else None
         return row
 
     def _classes(self):
@@ -133,8 +134,8 @@ class AnchorNeighbourhoods(Stage):
     def finish(self): self.over = True
 
     def kept(self) -> dict: # name -> tensor
-        "Memory and anchors."
-        return dict(rows=self.memory.rows, position=self.position, entropy=self.entropy, neighbours=self.neighbours)
+        "Memory and anchors; every rank must call this."
+        return dict(rows=self.memory.whole(), position=self.position, entropy=self.entropy, neighbours=self.neighbours)
 
     def take_back(self, state: dict):
         "Take back what `kept` gave."
@@ -142,7 +143,7 @@ class AnchorNeighbourhoods(Stage):
             given = state.get(name)
             if not isinstance(given, torch.Tensor) or given.shape != tensor.shape:
                 raise ValueError(f'{name} is not of shape {tuple(tensor.shape)}')
-            tensor.copy_(given)
+            self.memory.take(given) if name == 'rows' else tensor.copy_(given)
 
 def _entropies(anchors):
     "The mean entropy of all samples, of anchors and of instances, in nats."
@@ -183,12 +184,13 @@ class RoundFiles(Callback):
         before = _scores_of_round(trainer.history[:-1], number)
         if score is None: better = not before and within + 1 == self.stage.per_round
         else: better = score >= max(before, default=score)
-        if better and trainer.main: self._write(self.stage, row)
+        if not better: return
+        state = round_state(self.stage, row, self.folder.parent.name)       # every rank gives its rows
+        if trainer.main: self._write(state, row)
 
-    def _write(self, stage, row):
+    def _write(self, state, row):
         self.folder.mkdir(exist_ok=True)
-        path = self.folder / f'{_round_name(row["round"], row["n_anchors"])}.ckpt'
-        write_torch(path, round_state(stage, row, self.folder.parent.name))
+        write_torch(self.folder / f'{_round_name(row["round"], row["n_anchors"])}.ckpt', state)
 
     def state(self): return dict(memory=self.stage.kept()) if self.stage.over else {}
 
@@ -200,12 +202,12 @@ def round_state(
     row: dict, # of the log
     session: str, # name of the run
 ) -> dict:
-    "Network, memory and anchors in the form of the original's checkpoints."
+    "Network, memory and anchors in the form of the original's checkpoints; every rank must call this."
     found = stage.anchors
     anchors = dict(samples_num=found.n_samples, anchor_indexes=found.anchors, instance_indexes=found.instances,
                    position=found.position, neighbours=found.neighbours, entropy=found.entropy,
                    consistency=float(row.get('consistency') or 0))
-    memory = dict(params=torch.tensor([stage.memory.temperature, stage.memory.momentum]), memory=stage.memory.rows)
+    memory = dict(params=torch.tensor([stage.memory.temperature, stage.memory.momentum]), memory=stage.memory.whole())
     return dict(net=stage.network.state_dict(), optimizer=stage.optimisers['main'].state_dict(), ANs_discovery=anchors,
                 npc=memory, acc=float(row.get('neighbours') or 0), epoch=stage.round_of(row['epoch'])[1] + 1,
                 round=row['round'], session=session)
