@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 from .core.checks import accepts, as_array, as_finite, as_integers, as_numbers
 from .core.checks import finite_rows, optional, real, whole, whole_labels
 from .core.errors import InputError, one_of
-from .core.ranks import from_main
+from .core.ranks import ShardedRows, from_main
 from .lloyd import ENGINES, Clustering, available
 from .subspaces import subspace_clustering
 
@@ -30,25 +30,24 @@ _SMALL = 2 ** 24        # n k d below which scikit-learn is fastest on a CPU, an
 
 @accepts(n_clusters=whole(1), engine=None, seed=whole(0), n_init=optional(whole(1)), rounds=optional(whole(1)))
 def kmeans(
-    x, # (n, d) float array or tensor, on any device
+    x, # (n, d) float array or tensor, on any device; or `ShardedRows`, of which each rank has some
     n_clusters: int, # K, at most n
     engine: str = 'auto', # torch, faiss, sklearn, intelex; auto: what is fastest for the size and the device
     seed: int = 0, # of the starts
     n_init: int | None = None, # starts, of which the best is kept; None: 10 on small sets, else 1
     rounds: int | None = None, # of Lloyd's iteration at most; None: the engine's own number
     start=None, # (K, d) centres to start from
-    shared: bool = False, # every rank calls this with the same x, and does its part of the work
 ) -> Clustering: # labels (n,), centres (K, d), objective
     "k-means by one of several engines (`lloyd.ENGINES`), which find the same where clusters are clear."
     x = _rows(x)
     if n_clusters > len(x): raise InputError(f'n_clusters={n_clusters} > n_samples={len(x)}; choose fewer clusters')
     small = len(x) * n_clusters * x.shape[1] <= _SMALL
-    engine = engine_for(engine, small, x.device)
-    start = None if start is None else torch.as_tensor(start).to(x)
-    n_init = n_init or (10 if small else 1)
-    given = x, int(n_clusters), seed, n_init, rounds, start
-    if not shared: return ENGINES[engine](*given)
-    return ENGINES['torch'](*given, shared=True) if engine == 'torch' else from_main(lambda: ENGINES[engine](*given))
+    engine = engine_for(engine, small, x.own.device)
+    start = None if start is None else torch.as_tensor(start).to(x.own)
+    given = int(n_clusters), seed, n_init or (10 if small else 1), rounds, start
+    if engine == 'torch': return ENGINES[engine](x, *given)
+    rows = x.whole(x.own)
+    return from_main(lambda: ENGINES[engine](rows, *given)) if x.is_sharded else ENGINES[engine](rows, *given)
 
 def engine_for(
     engine: str, # a name, or auto
@@ -64,15 +63,20 @@ def engine_for(
 _PACKAGES = dict(faiss='faiss-cpu', sklearn='scikit-learn', intelex='scikit-learn-intelex')
 
 def _rows(x):
-    "The samples as a float tensor (n, d) on their device, checked to be finite."
-    if not isinstance(x, torch.Tensor):
+    "The samples as float rows (n, d) on their device, checked to be finite."
+    if not isinstance(x, (torch.Tensor, ShardedRows)):
         with np.errstate(over='ignore'): x = np.ascontiguousarray(as_numbers(x, 'x'), dtype=np.float32)
         x = torch.from_numpy(x if x.flags.writeable else x.copy())
-    x = x.flatten(1)
-    x = x if x.dtype == torch.float64 else x.float()
-    if x.numel() and not torch.stack(torch.aminmax(x)).isfinite().all():        # they show NaN too, without a copy
+    x = ShardedRows.of(x).map(_flat)
+    if not x.sum(_not_finite(x.own)) == 0:
         raise InputError('x holds values that are NaN or infinite; leave those samples out')
     return x
+
+def _flat(x): return (x if x.dtype == torch.float64 else x.float()).flatten(1)
+
+def _not_finite(x):
+    "How many of the least and the largest value are not finite: they show NaN too, without a copy."
+    return (~torch.stack(torch.aminmax(x)).isfinite()).sum() if x.numel() else torch.zeros((), dtype=torch.int64)
 
 @accepts(n_clusters=whole(1), n_init=whole(1))
 def kmeans_labels(

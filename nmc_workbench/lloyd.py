@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .core.ranks import own_rows, rank_and_world, rows_over_ranks, sum_over_ranks
+from .core.ranks import ShardedRows
 
 # %% ../nbs/mathematics/03_lloyd.ipynb #d385d38e
 _ENTRIES = 2 ** 22      # entries of a block's product: 16 MB, which stays in a cache that is shared by few cores
@@ -106,47 +106,40 @@ _FIRST = 100    # samples per cluster in the first part; with fewer the centres 
 _STEP = 1.5     # of the way to the mean; the objective falls with any step between 0 and 2
 
 def lloyd(
-    x: torch.Tensor, # (n, d) float32 or float64, on any device
+    x: torch.Tensor | ShardedRows, # (n, d) float32 or float64, on any device; each rank may have some of the rows
     k: int, # clusters
     seed: int = 0, # of the start
     n_init: int = 1, # starts, of which the one with the lowest objective is kept
     rounds: int = 20, # on all samples, at most
     tol: float = 2e-3, # relative fall of the objective below which a round is the last
     start: torch.Tensor | None = None, # (k, d) centres to start from, as they are; every round then goes to the means
-    shared: bool = False, # every rank calls this with the same samples, and passes over its share of them
 ) -> Clustering:
     "k-means by Lloyd's iteration (1982), on the samples' own device."
-    x, g = x.contiguous(), torch.Generator().manual_seed(seed)
-    squares = [part.square().sum(dtype=torch.float64) for part in _share(x, shared).split(4096)]
-    given = float(torch.stack(squares).sum()), rounds, tol, start, shared
+    x, g = ShardedRows.of(x).map(torch.Tensor.contiguous), torch.Generator().manual_seed(seed)
+    squares = [part.square().sum(dtype=torch.float64) for part in x.own.split(4096)]
+    given = float(torch.stack(squares).sum()), rounds, tol, start
     found = [_one(x, k, g, *given) for _ in range(n_init if start is None else 1)]
     return min(found, key=lambda c: c.objective)
 
-def _share(x, shared):
-    "The samples that this rank passes over."
-    return own_rows(x) if shared else x
-
-def _one(x, k, g, squares, rounds, tol, start, shared):
+def _one(x, k, g, squares, rounds, tol, start):
     "One start and its rounds, the last of which goes to the means themselves."
-    centres = _first_centres(x, k, g, shared) if start is None else start.to(x).clone()
-    x = _share(x, shared)
-    found, objectives = _pass(x, centres, squares, shared), []
+    centres = _first_centres(x, k, g) if start is None else start.to(x.own).clone()
+    found, objectives = _pass(x, x.own, centres, squares), []
     step, last = _STEP if start is None else 1., rounds == 1
     while len(objectives) < rounds:
         objectives.append(found.objective)
         _move(centres, found, g, 1. if last else step)
-        before, found = found.objective, _pass(x, centres, squares, shared)
+        before, found = found.objective, _pass(x, x.own, centres, squares)
         if last: break
         last = len(objectives) == rounds - 1 or before - found.objective <= tol * before
-    labels = rows_over_ranks(found.labels) if shared else found.labels
-    return Clustering(labels.cpu().numpy(), centres.cpu().numpy(), found.objective, 'torch', objectives)
+    return Clustering(x.whole(found.labels).cpu().numpy(), centres.cpu().numpy(), found.objective, 'torch', objectives)
 
-def _pass(x, centres, squares, shared):
-    "`assign_and_sum`; sums, sizes and objective are those of all ranks where they share the samples."
-    own = assign_and_sum(x, centres, squares)
-    if not shared or rank_and_world()[1] == 1: return own
+def _pass(x, rows, centres, squares):
+    "`assign_and_sum` of some of the rank's rows; sums, sizes and objective are those of all ranks."
+    own = assign_and_sum(rows, centres, squares)
+    if x.places is None: return own
     mine = own.sums.double().flatten(), own.sizes.double(), torch.tensor([own.objective]).to(own.sums.double())
-    sums, sizes, objective = sum_over_ranks(torch.cat(mine)).split([own.sums.numel(), len(centres), 1])
+    sums, sizes, objective = x.sum(torch.cat(mine)).split([own.sums.numel(), len(centres), 1])
     return Pass(own.labels, sums.view_as(own.sums).to(own.sums), sizes.long(), float(objective))
 
 def _move(centres, found, g, step):
@@ -157,16 +150,15 @@ def _move(centres, found, g, step):
 
 _PLUS_PLUS = 2 ** 27     # numbers that k-means++ may read; beyond, the start is at random
 
-def _first_centres(x, k, g, shared=False):
+def _first_centres(x, k, g):
     "Centres by k-means++ where that is cheap, else samples at random; then rounds on parts of many samples."
-    order = torch.randperm(len(x), generator=g).to(x.device)
-    few = x if len(x) * x.shape[1] * k <= _PLUS_PLUS else x[order[:32 * k]]
-    cheap = len(few) * x.shape[1] * k <= _PLUS_PLUS
-    centres = plus_plus(few, k, g) if cheap else x[order[:k]].clone()
+    (n, d), order = x.shape, torch.randperm(len(x), generator=g).to(x.own.device)
+    few = x.whole(x.own) if n * d * k <= _PLUS_PLUS else x.at(order[:32 * k])
+    centres = plus_plus(few, k, g) if len(few) * d * k <= _PLUS_PLUS else x.at(order[:k]).clone()
     size = max(_FIRST * k, 4096)
-    while size < len(x) / 2:
-        part = _share(x[order[:size]], shared)
-        for _ in range(_WARM): _move(centres, _pass(part, centres, 0., shared), g, _STEP)
+    while size < n / 2:
+        part = x.among(order[:size])
+        for _ in range(_WARM): _move(centres, _pass(x, part, centres, 0.), g, _STEP)
         size *= 3
     return centres
 
@@ -177,8 +169,7 @@ def available(engine: str) -> bool:
     "Whether an engine of k-means can be used here."
     return engine == 'torch' or importlib.util.find_spec(_EXTRAS[engine]) is not None
 
-def _torch(x, k, seed, n_init, rounds, start, shared=False):
-    return lloyd(x, k, seed, n_init, rounds or 20, start=start, shared=shared)
+def _torch(x, k, seed, n_init, rounds, start): return lloyd(x, k, seed, n_init, rounds or 20, start=start)
 
 def _faiss(x, k, seed, n_init, rounds, start):
     import faiss
@@ -187,7 +178,7 @@ def _faiss(x, k, seed, n_init, rounds, start):
     g = torch.Generator().manual_seed(seed)
     found = []
     for i in range(n_init if start is None else 1):
-        first = start if start is not None else _first_centres(x.float(), k, g)
+        first = start if start is not None else _first_centres(ShardedRows(x.float()), k, g)
         engine = faiss.Kmeans(rows.shape[1], k, niter=rounds or 20, seed=(seed + i) % 2 ** 31, gpu=gpu,
                               min_points_per_centroid=1, max_points_per_centroid=len(x))
         engine.train(rows, init_centroids=first.float().cpu().numpy())

@@ -22,7 +22,7 @@ from scipy.spatial.distance import cdist
 
 from .core.checks import as_finite, accepts, optional, whole, a_function
 from .core.errors import InputError, one_of
-from .core.ranks import from_main, own_rows, sum_over_ranks
+from .core.ranks import ShardedRows, from_main
 
 # %% ../nbs/mathematics/08_projection.ipynb #889f6322
 @dataclass(frozen=True)
@@ -48,34 +48,37 @@ class PCA:
 _NO_VARIANCE = 1e-12    # share of the largest variance
 
 def fit_pca(
-    x: torch.Tensor, # (n, d) float, on any device
+    x: torch.Tensor | ShardedRows, # (n, d) float, on any device; each rank may have some of the rows
     n_components: int, # c; cut to min(n, d) with a warning
     whiten: bool = False, # give every component the variance 1
     engine: str = 'auto', # auto and torch are the same; faiss, sklearn
-    shared: bool = False, # every rank calls this with the same x, and does its part of the work
 ) -> PCA:
     "Fit principal components."
     one_of(engine, ('auto', *_PCA_ENGINES), 'engine of PCA')
-    if x.ndim != 2 or not len(x): raise InputError(f'x has shape {tuple(x.shape)}; expected (n, d) with a row or more')
-    if not x.isfinite().all(): raise InputError('x holds values that are not finite; leave those samples out')
+    x = ShardedRows.of(x)
+    if len(x.shape) != 2 or not len(x):
+        raise InputError(f'x has shape {tuple(x.shape)}; expected (n, d) with a row or more')
+    if not x.sum((~x.own.isfinite()).sum()) == 0:
+        raise InputError('x holds values that are not finite; leave those samples out')
     most = min(x.shape)
     if n_components > most:
         warnings.warn(f'n_components={n_components} > min(n, d) = {most}, of x {tuple(x.shape)}; {most} are kept')
-    mean, c = x.mean(0, dtype=torch.float64), min(n_components, most)
-    if engine in ('auto', 'torch'): found = _exact(x, mean, c, shared)
-    else:
-        make = partial(_PCA_ENGINES[engine], x, mean, c)
-        found = from_main(make) if shared else make()
+    mean, c = x.sum(x.own.sum(0, dtype=torch.float64)) / len(x), min(n_components, most)
+    found = _exact(x, mean, c) if engine in ('auto', 'torch') else _by_engine(engine, x, mean, c)
     directions = found[0] * torch.sign(found[0].gather(0, found[0].abs().argmax(0, keepdim=True)) + 1e-30)
     return PCA(mean, directions, found[1].clamp(min=0), whiten)
 
-def _exact(x, mean, c, shared=False):
+def _by_engine(engine, x, mean, c):
+    "The same by an engine that takes all rows; the first rank computes it for all."
+    make = partial(_PCA_ENGINES[engine], x.whole(x.own), mean, c)
+    return from_main(make) if x.is_sharded else make()
+
+def _exact(x, mean, c):
     "Directions (d, c) and variances (c,) by the covariance, or by the products of samples where they are fewer."
     few = len(x) < x.shape[1]
-    shared = shared and not few
-    centred = (own_rows(x) if shared else x) - mean.to(x)
+    centred = (x.whole(x.own) if few else x.own) - mean.to(x.own)
     products = (centred @ centred.T if few else centred.T @ centred).double()
-    values, vectors = _largest(sum_over_ranks(products) if shared else products, c)
+    values, vectors = _largest(products if few else x.sum(products), c)
     if few:                     # what has no variance has no direction either: it would be one of rounding
         there = values > _NO_VARIANCE * values.max()
         vectors = torch.nn.functional.normalize(centred.double().T @ vectors, dim=0) * there

@@ -9,6 +9,7 @@ from nmc_workbench import lloyd
 from nmc_workbench.augment.presets import preset
 from nmc_workbench.cluster import kmeans
 from nmc_workbench.core.errors import InputError, TrainingError
+from nmc_workbench.core.ranks import ShardedRows
 from nmc_workbench.data import as_images, load
 from nmc_workbench.methods import NMCE, DeepCluster, DeepClusterConfig, SeLa
 from nmc_workbench.methods.base import open_run
@@ -237,7 +238,7 @@ def test_a_network_trains_on_every_family(family):
 
 def test_features_too_large_to_be_squared_say_so(digits):
     stage = DeepCluster(**QUICK).prepare(digits).stages[0]
-    features = torch.full((300, 64), 1e30)
+    features = ShardedRows(torch.full((300, 64), 1e30))
     with pytest.raises(TrainingError, match='too large to be squared; choose a smaller lr'):
         stage._clusters(features, None, 0)
 

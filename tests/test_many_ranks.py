@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from nmc_workbench.cluster import kmeans
+from nmc_workbench.core.errors import InputError
+from nmc_workbench.core.ranks import ShardedRows
 from nmc_workbench.losses import nt_xent
 from nmc_workbench.lloyd import lloyd
 from nmc_workbench.methods import AND, DeepCluster, NMC, NMCE, SeLa
@@ -142,11 +144,29 @@ def test_a_run_is_ended_by_another_number_of_processes(name, alone, ranks):
 def parts_on_rank(rank, port, out):
     with member(rank, port, 2):
         x, own = blobs(), views()[:, 12 * rank:12 * rank + 12]
-        torch.save(dict(lloyd=lloyd(x, 7, shared=True), few=lloyd(x[:3], 2, shared=True),
-                        sklearn=kmeans(x, 7, 'sklearn', shared=True), pca=fit_pca(x, 3, shared=True),
-                        wide=fit_pca(x[:5], 3, shared=True), contrast=of_samples(own, positives='first'),
+        def mine(n): return ShardedRows(x[:n][rank::2], torch.arange(n)[rank::2])
+        torch.save(dict(lloyd=lloyd(mine(len(x)), 7), few=lloyd(mine(3), 2), given=lloyd(mine(200), 3, start=x[:3]),
+                        sklearn=kmeans(mine(len(x)), 7, 'sklearn'), pca=fit_pca(mine(len(x)), 3),
+                        wide=fit_pca(mine(5), 3), by_sklearn=fit_pca(mine(300), 3, engine='sklearn'),
+                        nan=refused(x, rank), rows=rows_of(mine(9)), contrast=of_samples(own, positives='first'),
                         alone=of_samples(own, sync=False), **{k: labelled(k) for k in ('SeLa', 'AND')}),
                    f'{out}/rank{rank}.pt')
+
+
+def refused(x, rank):
+    "What is said where one rank alone has a value that is not finite."
+    x = torch.where((torch.arange(len(x)) == 6)[:, None], torch.nan, x)[rank::2]
+    said = []
+    for call in (fit_pca, kmeans):
+        with pytest.raises(InputError) as e: call(ShardedRows(x, torch.arange(10_001)[rank::2]), 3)
+        said.append(str(e.value))
+    return said
+
+
+def rows_of(x):
+    "The rows of a few samples, those of them that are here, a sum, and all."
+    some = torch.tensor([8, 0, 3, 8])
+    return x.at(some), x.among(some), x.sum(x.own.sum(0)), x.whole(x.own), (len(x), *x.shape), x.part(torch.arange(9))
 
 
 def labelled(name):
@@ -167,20 +187,32 @@ def parts(tmp_path_factory): return together(parts_on_rank, tmp_path_factory.mkt
 
 def test_ranks_that_share_kmeans_find_the_clusters_of_one(parts):
     x = blobs()
-    for key, one in dict(lloyd=lloyd(x, 7), few=lloyd(x[:3], 2), sklearn=kmeans(x, 7, 'sklearn')).items():
+    alone = dict(lloyd=lloyd(x, 7), few=lloyd(x[:3], 2), given=lloyd(x[:200], 3, start=x[:3]),
+                 sklearn=kmeans(x, 7, 'sklearn'))
+    for key, one in alone.items():
         for found in (p[key] for p in parts):
             assert (found.labels == one.labels).all() and found.engine == one.engine
             np.testing.assert_allclose(found.centres, one.centres, atol=1e-4)
             assert found.objective == pytest.approx(one.objective, rel=1e-5)
         assert (parts[0][key].centres == parts[1][key].centres).all()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('nmc_workbench.lloyd.rank_and_world', lambda: pytest.fail('asked where nothing is shared'))
+        patch.setattr('nmc_workbench.core.ranks.rank_and_world', lambda: pytest.fail('asked where nothing is shared'))
         lloyd(x[:50], 3)
+
+
+def test_rows_stay_where_they_are(parts):
+    x = blobs()[:9]
+    for rank, (at, among, total, whole, shape, own) in enumerate(p['rows'] for p in parts):
+        assert torch.equal(at, x[[8, 0, 3, 8]]) and torch.equal(among, x[[3]] if rank else x[[8, 0, 8]])
+        torch.testing.assert_close(total, x.sum(0))
+        assert torch.equal(whole, x) and shape == (9, 9, 8) and own.tolist() == list(range(9))[rank::2]
+        assert all('not finite' in s or 'NaN' in s for s in parts[rank]['nan']) and len(parts[rank]['nan']) == 2
 
 
 def test_ranks_that_share_principal_components_find_those_of_one(parts):
     x = blobs()
-    for key, one in dict(pca=fit_pca(x, 3), wide=fit_pca(x[:5], 3)).items():
+    alone = dict(pca=fit_pca(x, 3), wide=fit_pca(x[:5], 3), by_sklearn=fit_pca(x[:300], 3, engine='sklearn'))
+    for key, one in alone.items():
         for found in (p[key] for p in parts):
             torch.testing.assert_close(found.project(x), one.project(x), atol=1e-3, rtol=1e-4)
             torch.testing.assert_close(found.variances, one.variances, rtol=1e-5, atol=0)

@@ -156,32 +156,31 @@ def sela(c, p):
 
 
 def deepcluster(c, p):
-    "The features of all samples on every device; the passes of PCA and k-means are shared."
-    features, lloyd = 4 * c.n * c.features, product(c, c.n, c.deepcluster_k, c.pca_dim)
+    "Features, PCA and k-means shared; the labels on every device."
+    features, lloyd = 4 * c.n * c.features / p, product(c, c.n, c.deepcluster_k, c.pca_dim)
     return {
         'epoch': span(epoch_of(c, p)),
         'labels, per device': room(c)(8 * c.n),
-        'features of all samples, per device': room(c)(features),
-        'reduced features, per device': room(c)(4 * c.n * c.pca_dim),
+        'features, per device': room(c)(features),
+        'reduced features, per device': room(c)(4 * c.n * c.pca_dim / p),
         'features for a clustering': span(forward_pass(c, p)),
-        'features sent per clustering and device': size(around(p, features)),
-        'the same in time': span(around(p, features) / c.link),
+        'labels sent per clustering and device': size(8 * c.n * (p - 1) / p),
+        'sums of clusters sent per iteration and device': size(around(p, 8 * c.deepcluster_k * (c.pca_dim + 1))),
         'PCA': span(product(c, c.n, c.features, c.features) / p),
         'k-means': span(c.lloyd * lloyd / p),
         'k-means by one device': span(c.lloyd * lloyd)}
 
 
 def anchors(c, p):
-    "The memory of all samples on every device; a step compares a batch with all of it."
-    compared = 3 * product(c, c.batch, c.n, c.z_dim)
-    steps = c.n / (p * c.batch)
+    "The memory shared by the devices; a step compares the batches of all with a device's rows, block by block."
+    compared = 3 * product(c, p * c.batch, c.n / p, c.z_dim)
+    steps, batch = c.n / (p * c.batch), 4 * c.z_dim * c.batch
     return {
-        'memory, per device': room(c)(4 * c.n * c.z_dim),
+        'memory, per device': room(c)(4 * c.n * c.z_dim / p),
+        'the same while anchors are discovered, per device': room(c)(8 * c.n * c.z_dim),
         'position, entropy and one neighbour, per device': room(c)(20 * c.n),
-        'logits of a step, per device': room(c)(4 * c.batch * c.n),
-        'memory, if the devices shared it': room(c)(4 * c.n * c.z_dim / p),
-        'logits, if the devices shared them': room(c)(4 * c.batch * c.n),
-        'features sent per step and device': size(4 * c.z_dim * c.batch * (p - 1)),
+        'logits of a step, which are not kept, per device': room(c)(4 * c.batch * c.n),
+        'features and gradients sent per step and device': size(2 * batch * (p - 1) + around(p, batch * p)),
         'arithmetic of a step, network': span(c.batch / c.images_per_s),
         'arithmetic of a step, comparison with all rows': span(compared),
         'epoch': span(steps * (c.batch / c.images_per_s + compared)),

@@ -118,6 +118,10 @@ class Batches:
             index = torch.full((len(points),), -1)
             yield index, self._views(index, points, noise)
 
+    def share(self) -> torch.Tensor: # (m,) int64, ascending
+        "The samples that this rank takes where a pass over all is shared."
+        return torch.arange(len(self.images))[self.rank::self.world]
+
     @accepts(batch_size=whole(1))
     def plain(
         self,
@@ -125,8 +129,7 @@ class Batches:
         shared: bool = False, # with several ranks, this one's share only
     ): # yields index (B,) and inputs (B, C, H, W) or (B, D)
         "Every sample once, in order, through the augmentation's plain transform."
-        order = torch.arange(len(self.images))
-        order = order[self.rank::self.world] if shared else order
+        order = self.share() if shared else torch.arange(len(self.images))
         for index, pixels in self._fetch(order.split(batch_size)):
             yield index, self._plain(index, pixels)
 

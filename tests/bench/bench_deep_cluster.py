@@ -36,7 +36,7 @@ def wanted(model):
     from nmc_workbench.metrics import accuracy, nmi
     c, stage, images = model.config_, model.trainer_.stages[0], model.trainer_.batches.images
     stage.batches = model.trainer_.batches
-    features = stage.features()
+    features = stage.features().own
     labels = kmeans(Preprocessing.fit(features, c)(features), c.n_clusters, c.engine, n_init=10).labels
     return accuracy(images.labels.numpy(), labels), nmi(images.labels.numpy(), labels)
 
@@ -187,7 +187,7 @@ def measured(model):
     stage, images = model.trainer_.stages[0], model.trainer_.batches.images
     stage.batches = model.trainer_.batches
     acc, nmi = wanted(model)
-    return dict(knn=neighbours(stage.features().numpy(), images.labels.numpy()), acc=acc, nmi=nmi)
+    return dict(knn=neighbours(stage.features().own.numpy(), images.labels.numpy()), acc=acc, nmi=nmi)
 
 
 # The run that is started from, and what follows it, chosen among the settings that `TRIED` names.

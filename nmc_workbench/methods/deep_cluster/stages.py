@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import nn
@@ -29,7 +28,7 @@ from ...core.checks import as_integers
 from ...core.devices import to_device
 from ...core.errors import InputError, TrainingError
 from ...core.files import write_file
-from ...core.ranks import rank_and_world
+from ...core.ranks import ShardedRows, rank_and_world
 from ...core.seeds import generator, seed_of
 from ...lloyd import cluster_sums
 from ...losses import label_contrast, nt_xent
@@ -50,14 +49,13 @@ class Preprocessing:
 
     @classmethod
     def fit(cls,
-        features: torch.Tensor, # (n, F)
+        features: torch.Tensor | ShardedRows, # (n, F), of which each rank may have some
         config: DeepClusterConfig,
-        shared: bool = False, # every rank calls this with the same features, and does its part of the work
     ) -> 'Preprocessing':
         "The preprocessing that a configuration asks for, fitted to features."
         if not config.pca: return cls(None, config.unit_rows)
         dim = min(config.pca_dim, *features.shape)
-        return cls(fit_pca(features, dim, config.whiten, config.pca_engine, shared), config.unit_rows)
+        return cls(fit_pca(features, dim, config.whiten, config.pca_engine), config.unit_rows)
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor: # (n, F) -> (n, c)
         z = features if self.pca is None else self.pca.project(features)
@@ -104,16 +102,13 @@ def matched_rows(
 
 @torch.no_grad()
 def drift(
-    features: torch.Tensor, # (n, F)
+    features: torch.Tensor | ShardedRows, # (n, F), of which each rank may have some
     before: torch.Tensor, # (n,) int64
     after: torch.Tensor, # (n,) int64, matched to `before`
     k: int, # clusters
 ) -> float: # 0: no cluster moved; 1: by as much as clusters are spread
     "Root mean squared distance of the clusters' means before and after, over the spread of the means."
-    def means(labels):
-        sums, sizes = cluster_sums(features, labels, k)
-        return sums / sizes.clamp(min=1)[:, None]
-    a, b = means(before), means(after)
+    a, b = (_means(ShardedRows.of(features), labels, k)[0] for labels in (before, after))
     return float(((a - b).square().sum() / (a - a.mean(0)).square().sum().clamp(min=1e-12)).sqrt())
 
 # %% ../../../nbs/methods/deep_cluster/01_stages.ipynb #7a6582ed
@@ -190,30 +185,29 @@ class AlternateClustering(Stage):
         self.found = found | seconds
 
     @torch.no_grad()
-    def features(self) -> torch.Tensor: # (n, F) float32, in the order of the samples
-        "Features of every sample, without chance; with several ranks each computes its share."
+    def features(self) -> ShardedRows: # (n, F) float32
+        "Features of every sample, without chance; with several ranks each has those of its share."
         self.network.eval()
-        out = None
+        places, world, own = self.batches.share(), self.batches.world, None
         for index, x in self.batches.plain(_FEATURES_AT_ONCE, shared=True):
             part = self.network.pooled(x).float()
-            if out is None: out = part.new_zeros(len(self.labels), part.shape[1])
-            out[to_device(index, out.device)] = part
+            if own is None: own = part.new_empty(len(places), part.shape[1])
+            own[to_device(index // world, own.device)] = part
         self.network.train()
-        if rank_and_world()[1] > 1: dist.all_reduce(out)        # each sample is on one rank
-        return out
+        return ShardedRows(own, to_device(places, own.device) if world > 1 else None, len(self.labels))
 
     def _clusters(self, features, before, epoch):
         "Labels (n,), and what the log says of them; the ranks share the work."
         c = self.config
-        if not features.square().sum(0).isfinite().all():
+        if not features.sum(features.own.square().sum(0)).isfinite().all():
             raise TrainingError(f'the features of epoch {epoch} are not finite, or too large to be squared; '
                                 f'choose a smaller lr than {rates(c, epoch)[0]}, or smaller batches, '
                                 'so that batch normalisation has more of them to learn from')
         start = time.perf_counter()
-        z = Preprocessing.fit(features, c, shared=True)(features)
+        z = features.map(Preprocessing.fit(features, c))
         pca_time = time.perf_counter() - start
-        centres = None if c.restart_clustering or before is None else _means(z, before, c.k)
-        found = kmeans(z, c.k, c.engine, seed_of(c.seed, 'kmeans', epoch), 1, start=centres, shared=True)
+        centres = None if c.restart_clustering or before is None else _centres(z, before, c.k)
+        found = kmeans(z, c.k, c.engine, seed_of(c.seed, 'kmeans', epoch), 1, start=centres)
         labels = torch.from_numpy(found.labels).to(self.labels)
         more = dict(pca_time=pca_time, cluster_time=time.perf_counter() - start - pca_time)
         return labels, self._log(features, before, labels, found) | more
@@ -291,11 +285,16 @@ class AlternateClustering(Stage):
 
     def assigned(self): return self.labels if self.found else None
 
-def _means(z, labels, k):
+def _means(x, labels, k):
+    "The mean (k, d) of the rows of each cluster, zero for one that is empty, and how many rows it has."
+    sums, sizes = map(x.sum, cluster_sums(x.own, x.part(labels), k))
+    return sums / sizes.clamp(min=1)[:, None], sizes
+
+def _centres(z, labels, k):
     "The mean (k, c) of each cluster; of one that is empty, any row."
-    sums, sizes = cluster_sums(z, labels, k)
-    means = sums / sizes.clamp(min=1)[:, None]
-    return torch.where(sizes[:, None] > 0, means, z[:k] if len(z) >= k else z[0])
+    means, sizes = _means(z, labels, k)
+    any_row = torch.arange(k, device=sizes.device).clamp(max=len(z) - 1)
+    return torch.where(sizes[:, None] > 0, means, z.at(any_row))
 
 # %% ../../../nbs/methods/deep_cluster/01_stages.ipynb #9e5e4e87
 METRICS = ('epoch', 'loss_avg', 'contrastive_loss_avg', 'deep_cluster_loss_avg', 'accuracy', 'true_accuracy',
