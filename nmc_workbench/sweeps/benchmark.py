@@ -68,10 +68,10 @@ def _recipes(mnist, coil20, cifar10):
     return {k: dict(recipe=v) if isinstance(v, str) else v
             for k, v in dict(mnist=mnist, coil20=coil20, cifar10=cifar10).items()}
 
-_FIVE = dict(recipe='cifar10_small', epochs=35, cluster_epochs=10, finetune_epochs=10)
+_FEWER = dict(epochs=15, cluster_epochs=5, finetune_epochs=3)
 _COIL = dict(recipe='digits', augment='coil', backbone='resnet10imgs', batch_size=120)
-_NMCE, _STAGE1 = _recipes('mnist_small', 'coil20_small', _FIVE), dict(stages='representation', clusters='kmeans')
-_ENCODER = "coding_rate(recipe='cifar10_small', epochs=35)"
+_NMCE = _recipes(dict(recipe='mnist_small') | _FEWER, 'coil20_small', dict(recipe='cifar10_small') | _FEWER)
+_STAGE1, _ENCODER = dict(stages='representation', clusters='kmeans'), "coding_rate(recipe='cifar10_small', epochs=15)"
 
 METHODS = {
     'NMCE': Entry('nbs/train_nmce.ipynb', on=_NMCE),
