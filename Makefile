@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help demo test notebooks fast check export lab app docs docs-serve benchmark speedrun \
-        bench bench-data bench-gpu bench-gpu-sela bench-gpu-and clean
+        bench bench-data bench-gpu bench-gpu-sela bench-gpu-and bench-gpu-sinkhorn clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -89,6 +89,9 @@ bench-gpu:  ## measure the CIFAR-10 recipe on a GPU, ten minutes at a time: make
 
 bench-gpu-sela:  ## the same for SeLa: Sinkhorn for ten heads, and nearest neighbours of the CIFAR recipe
 	$(GPU_PYTHON) -m tests.bench.sela_gpu $(GPU_DATA) $(ARGS)
+
+bench-gpu-sinkhorn:  ## a pass of Sinkhorn from features on a GPU, by PyTorch and by the kernel of Triton
+	$(GPU_PYTHON) -m tests.bench.sinkhorn_gpu $(ARGS)
 
 bench-gpu-and:  ## the same for AND: epochs, discovery and k-means at 50,000, and nearest neighbours by round
 	$(GPU_PYTHON) -m tests.bench.and_gpu $(GPU_DATA) $(ARGS)

@@ -13,7 +13,7 @@ arXiv 1911.05371, eq. 6 and 7). The label of a sample is its largest entry of $Q
 __all__ = ['GIVEN', 'TOLERANCES', 'HeadLogits', 'Transport', 'sinkhorn', 'HeadTransport', 'sinkhorn_features']
 
 # %% ../nbs/mathematics/06_transport.ipynb #47a9b39d
-import math, warnings
+import importlib.util, math, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .core.checks import as_array, optional, whole
 from .core.config import Config, param
 from .core.devices import pick_device, to_device
-from .core.errors import InputError
+from .core.errors import InputError, one_of
 from .core.ranks import rank_and_world
 
 # %% ../nbs/mathematics/06_transport.ipynb #4f3d8dd5
@@ -217,13 +217,13 @@ class _Dense:
                              'so no plan gives it any; give logits (given="logits"), which do not underflow')
         return -math.log(self.scores.k) - total
 
-    def __call__(self, u, on_block=lambda rows, x, top: None): # v (n,), t (K,) of the rows here
+    def __call__(self, u, on_block=None): # v (n,), t (K,) of the rows here
         "v and t for u; `on_block` is called with each block exp(S + u - top) and the top of its rows."
         v = torch.empty(self.scores.n, dtype=torch.float64, device=u.device)
         t = torch.zeros_like(u)
         for rows in self.scores.rows:
             x, top = _exp_below_top(self.scores.shifted(rows, u))
-            on_block(rows, x, top)
+            if on_block: on_block(rows, x, top)
             s = x.sum(1)
             v[rows] = -(top[:, 0] + s.log()).double() - math.log(self.n)
             t += (s.reciprocal() @ x).double()
@@ -245,7 +245,9 @@ def _exp_below_top(x):
     return x.exp_(), top
 
 # %% ../nbs/mathematics/06_transport.ipynb #05dcd263
-class _Streamed(HeadLogits): "The logits of `sinkhorn_features`, of which nothing as large as N x K is kept."
+class _Streamed(HeadLogits):
+    "The logits of `sinkhorn_features`, of which nothing as large as N x K is kept."
+    kernel = 'torch'
 
 class _HeadScores(_Scores):
     "S of a head; in single precision, S + u is one product per block."
@@ -261,9 +263,38 @@ class _HeadScores(_Scores):
         x = torch.addmm((u + self.bias).to(self.dtype), x, self.weight, alpha=self.power)
         return x.sub_(self.offset[rows, None])
 
+    def checked_by_kernel(self):
+        "Refuse what the kernel of Triton cannot compute."
+        if self.dtype != torch.float32:
+            raise InputError("kernel='triton' computes in single precision; take dtype='f32'")
+        if importlib.util.find_spec('triton') is None:
+            raise InputError("kernel='triton' needs Triton, which PyTorch for CUDA brings along; take kernel='torch'")
+        from nmc_workbench.core.kernels import check_device
+        check_device(self.device)
+        return self
+
     @property
     def most(self):
         return min(super().most, self.n * self.weight.shape[0] // 3 + 2 ** 16)      # an entry takes 12 bytes
+
+# %% ../nbs/mathematics/06_transport.ipynb #3fa0c1d2
+class _Fused(_Dense):
+    "Passes over all entries by a kernel that keeps none of them."
+    def __init__(self, scores, sharded): super().__init__(scores.checked_by_kernel(), sharded)
+
+    def __call__(self, u, on_block=None):
+        if on_block: return super().__call__(u, on_block)
+        from nmc_workbench.core.kernels import softmax_sums
+        s, t = self.scores, torch.zeros_like(u)
+        v = torch.empty(s.n, dtype=torch.float64, device=u.device)
+        for rows in s.rows:
+            x = to_device(s.source.inputs(rows), s.device).float()
+            log_sums, totals = softmax_sums(x, s.weight.T, (u + s.bias).float(), s.power)
+            v[rows] = (s.offset[rows] - log_sums).double() - math.log(self.n)
+            t += totals.double()
+        return v, t.div_(self.n)
+
+_PASSES = dict(torch=_Dense, triton=_Fused)
 
 # %% ../nbs/mathematics/06_transport.ipynb #fad892f4
 _SUPPORT_NATS = 32.     # entries e^-32 below the row maximum are treated as zero
@@ -429,7 +460,7 @@ def sinkhorn(
     o = _Options(power=power, tol=tol, given=given, tol_kind=tol_kind, check_every=check_every,
                  max_iter=max_iter, dtype=dtype, relax=relax, chunk=chunk).checked()
     scores = _HeadScores if isinstance(prob, _Streamed) else _Scores
-    dense = _Dense(scores(prob, o.power, o.given, o.dtype, o.chunk, device), sharded)
+    dense = _PASSES[getattr(prob, 'kernel', 'torch')](scores(prob, o.power, o.given, o.dtype, o.chunk, device), sharded)
     solver = _Solver(dense, active and dense.scores.device.type == 'cpu', o.relax)
     with torch.no_grad(), _bar(progress) as show:
         u, log, converged = _solve(solver, o, show)
@@ -513,9 +544,11 @@ def sinkhorn_features(
     block: int | None = None, # rows computed at a time; None: as suits the device
     device: str | None = None, # where to compute; None: where the weight is
     progress: bool = False, # show iterations and error
+    kernel: str = 'torch', # of the passes over all entries: 'torch', or 'triton' on CUDA with dtype='f32'
 ) -> HeadTransport:
     "`sinkhorn` of the logits of a head, in O((N + K) d) memory (arXiv 1911.05371, eq. 6 and 7)."
     logits, block = _Streamed(features, weight, bias), optional(whole(1))(block, 'block')
+    logits.kernel = one_of(kernel, _PASSES, 'kernel')
     plan = sinkhorn(logits, power, tol, 'logits', tol_kind, check_every, max_iter, dtype, active, relax, sharded,
                     block and block * len(logits.weight), device, progress)
     return HeadTransport(**vars(plan), logits=logits, power=power)

@@ -1,5 +1,10 @@
 """Sinkhorn's iteration from features and a head: the plan of `sinkhorn`, without anything as large as N x K."""
+import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -228,3 +233,71 @@ def test_sela_takes_the_features_above_its_limit_and_gets_the_same_labels(digits
         c, rows = small.config, HeadLogits(features, head.weight, head.bias)
         plan = sinkhorn(rows, c.power, c.tol, 'logits', dtype=dtype, relax=c.relax)
         assert np.array_equal(plan.labels, labels[index].numpy())
+
+
+# ---- the kernel of Triton
+
+PLANS = """
+import torch
+from nmc_workbench.core.kernels import softmax_sums
+from nmc_workbench.transport import sinkhorn_features
+g = torch.Generator().manual_seed(0)
+for n, k, d in (1, 1, 1), (65, 63, 33), (200, 130, 20):
+    x, weight, bias = (torch.randn(*size, generator=g) for size in ((n, d), (k, d), (k,)))
+    z = (4 * x.double() @ weight.double().T + bias)
+    log_sums, totals = softmax_sums(x, weight, bias, 4.)
+    torch.testing.assert_close(log_sums.double(), z.logsumexp(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(totals.double(), z.softmax(1).sum(0), rtol=1e-4, atol=1e-5)
+options = dict(power=3., dtype='f32', tol_kind='marginal', tol=1e-4, active=False, block=90)
+one, other = (sinkhorn_features(x, weight, bias, kernel=kernel, **options) for kernel in ('torch', 'triton'))
+assert (one.labels == other.labels).all() and one.n_iter == other.n_iter > 10 and other.converged
+assert abs(one.row_potential - other.row_potential).max() < 1e-4 > abs(one.col_potential - other.col_potential).max()
+x[7] = torch.nan
+try: sinkhorn_features(x, weight, bias, kernel='triton', **options)
+except ValueError as e: assert 'row 7 is not finite' in str(e)
+print('the same')
+"""
+
+
+def test_the_kernel_finds_what_pytorch_does():
+    done = subprocess.run([sys.executable, '-c', PLANS], env=os.environ | dict(TRITON_INTERPRET='1'),
+                          capture_output=True, text=True)
+    assert done.stdout == 'the same\n', done.stderr[-1000:]
+
+
+def test_the_bench_of_both_kernels(tmp_path):
+    command = '-m', 'tests.bench.sinkhorn_gpu', '--device', 'cpu', '--samples', '70', '--repeats', '1', '--record'
+    done = subprocess.run([sys.executable, '-c', SMALL, *command, tmp_path / 'record.json'], capture_output=True,
+                          text=True, env=os.environ | dict(TRITON_INTERPRET='1'), cwd=Path(__file__).parents[1])
+    assert not done.returncode, done.stderr[-1000:]
+    rows = json.loads((tmp_path / 'record.json').read_text())['rows']
+    assert [(r['K'], r['d']) for r in rows] == [(90, 8), (90, 40)] and all(r['ratio'] > 0 for r in rows)
+    assert max(r['v_apart'] for r in rows) < 1e-4 > max(r['t_apart'] for r in rows)
+
+
+SMALL = """
+import sys
+from tests.bench import sinkhorn_gpu
+sinkhorn_gpu.CLUSTERS, sinkhorn_gpu.SIZES, sys.argv = (90,), (8, 40), sys.argv[2:]
+sinkhorn_gpu.main()
+"""
+
+
+def test_the_kernel_compiles_for_a_gpu(tmp_path, monkeypatch):
+    triton = pytest.importorskip('triton')
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from nmc_workbench.core.kernels import TILE, _sums
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    names = _sums.arg_names
+    kinds = dict.fromkeys(names[:5], '*fp32') | dict.fromkeys('nkd', 'i32') | dict(power='fp32')
+    made = ASTSource(_sums, kinds | dict.fromkeys(TILE, 'constexpr'), {(names.index(k),): v for k, v in TILE.items()})
+    assert triton.compile(made, target=GPUTarget('cuda', 90, 32)).metadata.shared < 100_000
+
+
+@pytest.mark.parametrize('given, says', [
+    (dict(kernel='cuda'), "unknown kernel 'cuda'"), (dict(kernel='triton'), "take dtype='f32'"),
+    (dict(kernel='triton', dtype='f32'), "runs on a CUDA device, and this is cpu")])
+def test_kernels_that_cannot_be(given, says):
+    with pytest.raises(InputError, match=says): sinkhorn_features(torch.ones(9, 3), torch.ones(4, 3), **given)
