@@ -83,7 +83,7 @@ def test_pixel_baselines_without_umap_or_with_few_samples(monkeypatch):
 def test_pixels_reach_umap_between_0_and_1_and_only_labelled_ones_are_scored(monkeypatch):
     seen = []
     monkeypatch.setattr(baselines, 'not_installed', lambda name: '')
-    monkeypatch.setattr(baselines, '_umap_rows', lambda x, seed: seen.append(x) or x)
+    monkeypatch.setattr(baselines, 'umap_rows', lambda x, seed: seen.append(x) or x)
     images = load('digits', limit=100)
     y = images.labels.clone().numpy()
     y[:30] = -1

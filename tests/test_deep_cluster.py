@@ -1,5 +1,6 @@
 """DeepCluster: what a run leaves, how it goes on, what it starts from, and what it refuses."""
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,15 +8,16 @@ import torch
 
 from nmc_workbench import lloyd
 from nmc_workbench.augment.presets import preset
-from nmc_workbench.cluster import kmeans
+from nmc_workbench.cluster import kmeans, kmeans_labels
 from nmc_workbench.core.errors import InputError, TrainingError
 from nmc_workbench.core.ranks import ShardedRows
+from nmc_workbench.core.seeds import seed_of
 from nmc_workbench.data import as_images, load
 from nmc_workbench.methods import NMCE, DeepCluster, DeepClusterConfig, SeLa
 from nmc_workbench.methods.base import open_run
 from nmc_workbench.methods.deep_cluster.stages import METRICS, Preprocessing, matched_rows
 from nmc_workbench.metrics import accuracy
-from nmc_workbench.projection import fit_pca, pca
+from nmc_workbench.projection import fit_pca, pca, umap_rows
 from nmc_workbench.runs.checkpoints import load_checkpoint
 from nmc_workbench.runs.finished import read_run
 from nmc_workbench.runs.label_history import read_label_history
@@ -234,6 +236,27 @@ def test_every_network_trains_and_goes_on(backbone, family):
 def test_a_network_trains_on_every_family(family):
     found = architecture('resnet18', family, 16, batch_size=8)
     assert found['finite'] and found['resumed']
+
+
+def test_clusters_that_follow_neighbours(digits, tmp_path):
+    "They are those of UMAP and k-means on the embedding; a saved model gives them again, also to new samples."
+    model = DeepCluster(**QUICK, clusters='umap_kmeans', run_dir=tmp_path / 'run').fit(digits)
+    seed = seed_of(model.config_.seed, 'kmeans', 'final') % 2 ** 32
+    wanted = kmeans_labels(umap_rows(model.embedding_, seed), model.config_.n_clusters, seed)
+    assert (model.labels_ == wanted).all() and len(set(model.labels_)) == model.config_.n_clusters
+    opened = open_run(tmp_path / 'run', 'cpu')
+    assert (opened.predict(digits) == model.predict(digits)).all()
+    assert (np.load(tmp_path / 'run' / 'predictions.npy') == wanted).all()
+    assert (model.predict(digits) == wanted).mean() > .99
+    state = model._extra_state()
+    for change, says in ((dict(clusters=None), 'with labels of points'), (dict(n_clusters=3), 'point_labels')):
+        opened.config_ = replace(model.config_, **change)
+        with pytest.raises(InputError, match=says): opened._set_extra_state(state)
+    opened.config_ = model.config_
+    with pytest.raises(InputError, match='14 samples; UMAP needs 15'):
+        DeepCluster(**QUICK | dict(n_pseudo_labels=10, batch_size=7), clusters='umap_kmeans').prepare(load('digits', limit=14))
+    del state['point_labels']
+    with pytest.raises(InputError, match='without labels of points'): opened._set_extra_state(state)
 
 
 def test_features_too_large_to_be_squared_say_so(digits):

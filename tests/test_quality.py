@@ -146,7 +146,7 @@ def test_what_is_looked_at_is_bounded(n, monkeypatch):
 
 
 def test_rules_and_baselines_stand_side_by_side(monkeypatch):
-    monkeypatch.setattr(baselines, '_umap_rows', lambda x, seed: x[:, :2])
+    monkeypatch.setattr(baselines, 'umap_rows', lambda x, seed: x[:, :2])
     found = assess(X, Y, rows=X)
     assert set(found.measured['k_by_rule']) == set(module.RULES) and found.measured['baseline_kmeans'] == 1
     assert 'on the input' in found.numbers[-1].name and 'on the embedding' in assess(X, Y).numbers[-1].name
@@ -183,7 +183,7 @@ def test_a_run_of_every_method(tiny_run, kind):
 
 
 def test_a_finished_run_with_its_baselines(tiny_run, monkeypatch):
-    monkeypatch.setattr(baselines, '_umap_rows', lambda x, seed: x[:, :2])
+    monkeypatch.setattr(baselines, 'umap_rows', lambda x, seed: x[:, :2])
     found = quality(tiny_run('sela'))
     assert {'baseline_kmeans', 'baseline_umap', 'k_by_rule'} <= found.measured.keys()
 

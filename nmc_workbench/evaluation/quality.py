@@ -34,10 +34,11 @@ from ..diagnostics.checks import percent
 from ..diagnostics.collapse import as_labels, spread, thinned
 from ..diagnostics.diagnosis import Diagnosis, diagnose, diagnose_run, weigh
 from .agreement import label_agreement
-from .baselines import BASELINES, FEWEST, not_installed
+from .baselines import BASELINES, not_installed
 from ..k_rules import find_k
 from ..methods.base import Method, open_run
 from ..metrics import ari
+from ..projection import FEWEST
 from ..runs.label_history import LabelHistory
 
 # %% ../../nbs/evaluation/08_quality.ipynb #076c4023

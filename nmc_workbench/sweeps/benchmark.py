@@ -69,7 +69,6 @@ def _recipes(mnist, coil20, cifar10):
             for k, v in dict(mnist=mnist, coil20=coil20, cifar10=cifar10).items()}
 
 _FEWER = dict(epochs=15, cluster_epochs=5, finetune_epochs=3)
-_COIL = dict(recipe='digits', augment='coil', backbone='resnet10imgs', batch_size=120)
 _NMCE = _recipes(dict(recipe='mnist_small') | _FEWER, 'coil20_small', dict(recipe='cifar10_small') | _FEWER)
 _STAGE1, _ENCODER = dict(stages='representation', clusters='kmeans'), "coding_rate(recipe='cifar10_small', epochs=15)"
 
@@ -77,7 +76,7 @@ METHODS = {
     'NMCE': Entry('nbs/train_nmce.ipynb', on=_NMCE),
     'NMC': Entry('nbs/train_nmc.ipynb', True, on=_recipes('mnist', 'coil20', dict(recipe='images', encoder=_ENCODER))),
     'SeLa': Entry('nbs/train_sela.ipynb', on=_recipes('mnist_small', 'coil20', 'cifar10_small')),
-    'DeepCluster': Entry('nbs/train_deepcluster.ipynb', on=_recipes('mnist_small', _COIL, 'cifar10_small')),
+    'DeepCluster': Entry('nbs/train_deepcluster.ipynb', on=_recipes('mnist_small', 'coil20_small', 'cifar10_small')),
     'AND': Entry('nbs/train_and.ipynb', True, on=_recipes('mnist_small', 'coil20', 'cifar10_small')),
     'coding rate + k-means': Entry('nbs/train_nmce.ipynb', always=_STAGE1, on=_NMCE),
     'SimCLR + k-means': Entry('nbs/train_nmce.ipynb', always=_STAGE1 | dict(loss='nt_xent'), on=_NMCE)}

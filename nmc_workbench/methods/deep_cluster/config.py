@@ -46,6 +46,7 @@ class DeepClusterConfig(RunConfig):
     pca_dim: int | None = param(None, low=1) # principal components; cut to the number of features
     whiten: bool | None = param(None) # give every principal component the same variance
     unit_rows: bool | None = param(None) # scale the features of a sample to unit length before k-means
+    clusters: str | None = param(None, choices=('kmeans', 'umap_kmeans')) # what finds them in the end; None: kmeans
     sampling: str | None = param(None, choices=('clusters', 'images')) # an epoch has as many of each cluster, or all
     # Head
     head: str | None = param(None, choices=_HEADS) # after a clustering: new, keep, or match (kept, rows matched)
@@ -157,6 +158,11 @@ _SMALL = _SEED | dict(
 
 _MNIST = _SMALL | dict(augment='mnist', pca_dim=32, epochs=20, batch_size=128, checkpoint_every=2)
 
+# views of a turning object lie on a curve, which k-means cuts and neighbours follow
+_COIL20 = _SMALL | dict(
+    augment='coil', backbone='resnet10imgs', n_pseudo_labels=200, pca_dim=48, contrast='labels', batch_size=120,
+    clusters='umap_kmeans')
+
 _CIFAR10 = _SEED | dict(
     augment='cifar_simclr_norm', backbone='resnet18cifar', n_pseudo_labels=1000, head='match',
     restart_head_optimizer=False, schedule='cosine', epochs=200, batch_size=256, checkpoint_every=10)
@@ -177,7 +183,8 @@ RECIPES = dict(
     frozen=_FROZEN,
     digits=_SMALL,
     mnist=_MNIST,
-    mnist_small=_MNIST,
+    mnist_small=_MNIST | dict(contrast='labels', clusters='umap_kmeans'),
+    coil20_small=_COIL20,
     fashion_mnist=_MNIST,
     cifar10_small=_CIFAR10_SMALL,
     # for a GPU

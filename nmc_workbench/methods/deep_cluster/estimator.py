@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ...augment.presets import preset
-from ...cluster import NearestPoint, engine_for, kmeans
+from ...cluster import NearestPoint, engine_for, find_clusters, kmeans
 from ...core.checks import as_finite, as_integers
 from ...core.config import named
 from ...core.errors import InputError
@@ -32,6 +32,7 @@ from .stages import AlternateClustering, Preprocessing, VariantCSV
 from ...metrics import accuracy, nmi
 from ...nets.heads import check_input
 from ...nets.deep_cluster import DeepClusterNet, Filters, unrectified
+from ...projection import check_umap
 from ...runs.checkpoints import load_state
 from ...runs.finished import config_of
 from ...training.batches import Batches
@@ -110,6 +111,7 @@ class DeepCluster(Method, DeepClusterConfig):
         super()._check_inputs(batches)
         c, dim = self.config_, self.network_.head.in_features
         engine_for(c.engine, False, batches.device)
+        if c.clusters == 'umap_kmeans': check_umap(len(batches.images))
         if c.pca and self.pca_dim is not None and self.pca_dim > min(dim, len(batches.images)):
             raise InputError(f'pca_dim={c.pca_dim} > {min(dim, len(batches.images))}; the network gives {dim} features '
                              f'of {len(batches.images)} samples: choose a smaller pca_dim')
@@ -135,17 +137,18 @@ class DeepCluster(Method, DeepClusterConfig):
         return features, self.network_.logits(features)
 
     def _fit_clusters(self, embedding):
-        "Cluster the features of the trained network, as before each epoch but into the number that is wanted."
+        "Cluster the features of the trained network: as before each epoch, or by neighbours; into the number wanted."
         c, features = self.config_, torch.from_numpy(embedding)
         self.preprocessing_ = Preprocessing.fit(features, c)
-        seed = seed_of(c.seed, 'kmeans', 'final')
-        found = kmeans(self.preprocessing_(features), c.n_clusters, c.engine, seed, n_init=10)
-        self.centres_ = torch.from_numpy(found.centres)
+        z, seed = self.preprocessing_(features), seed_of(c.seed, 'kmeans', 'final')
+        if c.clusters == 'umap_kmeans':
+            labels = find_clusters(embedding, c.n_clusters, c.clusters, seed % 2 ** 32).labels
+            self.nearest_ = NearestPoint(z, labels)
+        else: self.nearest_ = _of_centres(kmeans(z, c.n_clusters, c.engine, seed, n_init=10).centres)
 
     def _label(self, embedding, logits):
-        "The nearest centre of the features."
-        z = self.preprocessing_(torch.from_numpy(np.ascontiguousarray(embedding)))
-        return NearestPoint(self.centres_, np.arange(len(self.centres_))).predict(z)
+        "That of the nearest centre, or of the nearest sample of the fit."
+        return self.nearest_.predict(self.preprocessing_(torch.from_numpy(np.ascontiguousarray(embedding))))
 
     def predict_proba(self, X):
         "Refused: the clusters come from k-means, which gives no probabilities."
@@ -165,15 +168,28 @@ class DeepCluster(Method, DeepClusterConfig):
 
     def _extra_state(self):
         "What gives the clusters of new samples, and the labels that were trained on."
-        return dict(preprocessing=self.preprocessing_.state(), centres=self.centres_,
-                    pseudo_labels=torch.from_numpy(self.pseudo_labels_))
+        points, labels = self.nearest_.points, self.nearest_.labels
+        own = dict(point_labels=labels) if self.config_.clusters == 'umap_kmeans' else {}
+        return dict(preprocessing=self.preprocessing_.state(), centres=points,
+                    pseudo_labels=torch.from_numpy(self.pseudo_labels_), **own)
 
     def _set_extra_state(self, state):
         "Take back what `_extra_state` gave."
         c = self.config_
         self.preprocessing_ = _as_asked(Preprocessing.from_state(state['preprocessing']), c)
-        self.centres_ = torch.from_numpy(as_finite(state['centres'], 'centres', c.n_clusters))
+        self.nearest_ = _nearest(state, c)
         self.pseudo_labels_ = as_integers(state['pseudo_labels'], 'pseudo_labels', low=0, high=c.k - 1)
+
+def _of_centres(centres): return NearestPoint(centres, np.arange(len(centres)))
+
+def _nearest(state, config):
+    "What labels new samples in a saved model."
+    labels = state.get('point_labels')
+    if (labels is None) == (config.clusters == 'umap_kmeans'):
+        raise InputError(f'clusters={config.clusters} {"without" if labels is None else "with"} labels of points')
+    points = as_finite(state['centres'], 'centres', config.n_clusters if labels is None else len(labels))
+    if labels is None: return _of_centres(points)
+    return NearestPoint(points, as_integers(labels, 'point_labels', low=0, high=config.n_clusters - 1))
 
 def _as_asked(preprocessing, config):
     "The preprocessing of a saved model, or an `InputError` where the parameters ask for another one."

@@ -100,6 +100,11 @@ def matched_rows(
     np.add.at(table, (after, before), 1)
     return linear_sum_assignment(-table)[1]
 
+def _means(x, labels, k):
+    "The mean (k, d) of the rows of each cluster, zero for one that is empty, and how many rows it has."
+    sums, sizes = map(x.sum, cluster_sums(x.own, x.part(labels), k))
+    return sums / sizes.clamp(min=1)[:, None], sizes
+
 @torch.no_grad()
 def drift(
     features: torch.Tensor | ShardedRows, # (n, F), of which each rank may have some
@@ -284,11 +289,6 @@ class AlternateClustering(Stage):
     def check_restored(self): as_integers(self.labels, 'labels', low=0, high=self.config.k - 1)
 
     def assigned(self): return self.labels if self.found else None
-
-def _means(x, labels, k):
-    "The mean (k, d) of the rows of each cluster, zero for one that is empty, and how many rows it has."
-    sums, sizes = map(x.sum, cluster_sums(x.own, x.part(labels), k))
-    return sums / sizes.clamp(min=1)[:, None], sizes
 
 def _centres(z, labels, k):
     "The mean (k, c) of each cluster; of one that is empty, any row."
