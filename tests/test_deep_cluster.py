@@ -254,7 +254,8 @@ def test_clusters_that_follow_neighbours(digits, tmp_path):
         with pytest.raises(InputError, match=says): opened._set_extra_state(state)
     opened.config_ = model.config_
     with pytest.raises(InputError, match='14 samples; UMAP needs 15'):
-        DeepCluster(**QUICK | dict(n_pseudo_labels=10, batch_size=7), clusters='umap_kmeans').prepare(load('digits', limit=14))
+        few = QUICK | dict(n_pseudo_labels=10, batch_size=7, clusters='umap_kmeans')
+        DeepCluster(**few).prepare(load('digits', limit=14))
     del state['point_labels']
     with pytest.raises(InputError, match='without labels of points'): opened._set_extra_state(state)
 

@@ -11,6 +11,7 @@ import torch
 from fastcore.docments import docments
 from torch import nn
 
+from nmc_workbench.cluster import kmeans_labels
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.training.batches import Batches
 from nmc_workbench.augment import preset
@@ -29,6 +30,7 @@ from nmc_workbench.methods.sela.config import weight_decay_of
 from nmc_workbench.methods.sela.weights import as_original
 from nmc_workbench.nets.backbones import backbone
 from nmc_workbench.nets.heads import HeadsNet
+from nmc_workbench.projection import umap_rows
 from nmc_workbench.data.readers import as_images
 from nmc_workbench.runs.checkpoints import load_checkpoint
 from nmc_workbench.runs.metrics_log import read_metrics
@@ -238,7 +240,27 @@ def test_recipes_set_every_open_parameter(name):
     config = SeLaConfig(**RECIPES[name]).checked()
     left = {f for f in SeLaConfig.names() if getattr(config, f) is None}
     assert left <= {'limit', 'size', 'n_clusters', 'recipe', 'cfgs', 'run_dir', 'backbone_width', 'start_from',
-                    'label_augment', 'num_workers', 'comment', 'n_devices', 'n_nodes', *ENCODER}, left
+                    'label_augment', 'num_workers', 'comment', 'n_devices', 'n_nodes', 'n_final_clusters',
+                    *ENCODER}, left
+
+
+def test_final_clusters_follow_neighbours(digits, tmp_path):
+    "They are those of UMAP and k-means on the features; a saved model gives them again, but no probabilities."
+    options = dict(n_clusters=30, n_heads=2, epochs=1, n_label_updates=2, device='cpu')
+    model = SeLa(n_final_clusters=6, run_dir=tmp_path / 'run', **options).fit(digits)
+    wanted = kmeans_labels(umap_rows(model.embedding_, model.config_.seed), 6, model.config_.seed)
+    assert (model.labels_ == wanted).all() and model.n_clusters_ == 6 and model.self_labels_.max() == 29
+    opened = open_run(tmp_path / 'run', 'cpu')
+    assert (opened.predict(digits) == model.predict(digits)).all() and opened.n_clusters_ == 6
+    with pytest.raises(InputError, match='without probabilities'): opened.predict_proba(digits)
+    state = model._extra_state()
+    for k, says in ((None, 'with points'), (3, 'labels')):
+        opened.config_ = dataclasses.replace(model.config_, n_final_clusters=k)
+        with pytest.raises(InputError, match=says): opened._set_extra_state(state)
+    opened.config_ = model.config_
+    with pytest.raises(InputError, match='without points'): opened._set_extra_state(state | dict(nearest=None))
+    with pytest.raises(InputError, match='14 samples; UMAP needs 15'):
+        SeLa(n_final_clusters=3, **options | dict(n_clusters=4, batch_size=7)).prepare(load('digits', limit=14))
 
 
 def test_predict_agrees_with_the_fit_and_survives_the_disk(run, digits):

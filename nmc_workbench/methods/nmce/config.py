@@ -19,7 +19,7 @@ from ...core.errors import InputError, one_of
 from ..config import RunConfig, own_recipe
 
 # %% ../../../nbs/methods/nmce/00_config.ipynb #4d0d3e5a
-_CLUSTERINGS = ('heads', 'ensc', 'kmeans')
+_CLUSTERINGS = ('heads', 'ensc', 'kmeans', 'umap_kmeans')
 _LOSSES = ('coding_rate', 'nt_xent', 'nt_xent_decoupled')
 _OPTIMIZERS = ('lars', 'adam', 'adamw', 'muon')
 _SCHEDULES = ('cosine', 'linear', 'constant')
@@ -30,7 +30,7 @@ class NMCEConfig(RunConfig):
     # Which stages run
     stages: str | None = param(None) # stages to run, in order, or joint
     start_from: str | None = param(None) # weights to start from: a run, a .pt file, or one of the original code
-    clusters: str | None = param(None, choices=_CLUSTERINGS) # what finds clusters: heads, or ensc or kmeans afterwards
+    clusters: str | None = param(None, choices=_CLUSTERINGS) # heads; or afterwards ensc, kmeans, umap_kmeans
     # Views and network
     augment: str | None = param(None) # how views are drawn, one of augment.presets(), perhaps with options
     n_views: int | None = param(None, low=1) # views of every image in a step
@@ -189,7 +189,7 @@ def _check_stages(config, names):
                          'put representation first, or give start_from, a run to start from')
     if config.clusters == 'heads' and not trains_heads(names):
         raise InputError(f'stages={config.stages!r} trains no cluster head; '
-                         'add cluster_heads, or take clusters=kmeans or clusters=ensc')
+                         'add cluster_heads, or take clusters=kmeans, umap_kmeans or ensc')
 
 def trains_heads(
     names: list[str], # of stages

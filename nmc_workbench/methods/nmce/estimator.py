@@ -27,6 +27,7 @@ from .stages import ClusterHeads, FineTune, Joint, Representation, inner_matrice
 from .weights import load_parts, starting_weights
 from ...nets.backbones import backbone
 from ...nets.heads import SubspaceNet
+from ...projection import check_umap
 
 # %% ../../../nbs/methods/nmce/03_estimator.ipynb #433697e1
 class NMCE(Method, NMCEConfig):
@@ -87,6 +88,11 @@ class NMCE(Method, NMCEConfig):
         if self.embedding_kind == 'subspace': return self.network_.subspace_and_logits(x)
         z = self.network_.project(x)
         return z, z.new_zeros(len(z), 1)
+
+    def _check_inputs(self, batches):
+        "Refuse also a map that UMAP cannot make."
+        super()._check_inputs(batches)
+        if self.config_.clusters == 'umap_kmeans': check_umap(len(batches.images))
 
     def _fit_clusters(self, embedding):
         "Find clusters in the embedding, where they do not come from the cluster head."

@@ -49,6 +49,7 @@ class SeLaConfig(RunConfig):
     backbone: str | None = param(None) # network, one of nets.names(), perhaps with options
     backbone_width: str | int | None = param(None) # of alexnet: big or small; of resnetv2: a factor of its width
     n_heads: int | None = param(None, low=1) # heads, each a linear classifier with labels of its own
+    n_final_clusters: int | None = param(None, low=2) # found in the features by UMAP and k-means; None: those of a head
     start_from: str | None = param(None) # weights to start from: a run of SeLa, or a checkpoint of the original code
     # Self-labelling
     n_label_updates: int | None = param(None, low=1) # how many times the labels are updated
@@ -166,6 +167,9 @@ _SMALL = _IMAGENET | dict(
 _MNIST = _SMALL | dict(
     augment='mnist', n_clusters=100, n_label_updates=12, epochs=12, checkpoint_every=2)
 
+# views of a turning object lie on a curve, which clusters of one size cut and neighbours follow
+_COIL20 = _SMALL | dict(augment='coil', backbone='resnet10imgs', batch_size=120)
+
 _CIFAR10_SMALL = _SMALL | dict(
     augment='sela_cifar(size=32)', backbone='smallconv(width=24, stride=2, stages=3)', n_clusters=128,
     n_label_updates=20, epochs=30, batch_size=128, checkpoint_every=2)
@@ -181,9 +185,10 @@ RECIPES = dict(
     frozen=_FROZEN,
     digits=_SMALL,
     mnist=_MNIST,
-    mnist_small=_MNIST,
+    mnist_small=_MNIST | dict(n_final_clusters=10),
     fashion_mnist=_MNIST,
-    coil20=_SMALL | dict(augment='coil', backbone='resnet10imgs', batch_size=120),
+    coil20=_COIL20,
+    coil20_small=_COIL20 | dict(n_final_clusters=20),
     cifar10_small=_CIFAR10_SMALL,
     spiral=_POINTS | dict(n_clusters=20),
     # the published runs, for a GPU

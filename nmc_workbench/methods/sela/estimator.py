@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from ...augment.presets import preset
-from ...core.checks import as_integers, accepts, as_numbers, whole
+from ...cluster import NearestPoint, find_clusters
+from ...core.checks import accepts, as_finite, as_integers, as_numbers, whole
 from ...core.errors import InputError
 from ...core.files import as_path, read_array
 from ...core.seeds import initialised, seed_of
@@ -32,6 +33,7 @@ from ...metrics import nmi
 from ...nets.backbones import backbone
 from ...nets.heads import HeadsNet
 from ...runs.checkpoints import clear_damage, load_checkpoint, load_state
+from ...projection import check_umap
 from ...training.batches import Batches
 
 # %% ../../../nbs/methods/sela/03_estimator.ipynb #70a52a46
@@ -81,8 +83,9 @@ def _as_heads_net(found):
 # %% ../../../nbs/methods/sela/03_estimator.ipynb #2ff97937
 class SeLa(Method, SeLaConfig):
     """Self-labelling by optimal transport (arXiv 1911.05371). `transform` gives the backbone's features, `predict` the
-    largest logit of the head `head_`. After a fit, `self_labels_` (H, n) are the labels that were trained on, and
-    `head_agreement_` (H,) is what the head was chosen by."""
+    largest logit of the head `head_`, or with `n_final_clusters` the label of the nearest sample of the fit. After a
+    fit, `self_labels_` (H, n) are the labels that were trained on, and `head_agreement_` (H,) is what the head was
+    chosen by."""
     config_class, embedding_kind, head_ = SeLaConfig, 'pool', 0
 
     def _recipe(self, config, images): return recipe(config.dataset, tuple(images.shape), config.recipe)
@@ -126,6 +129,11 @@ class SeLa(Method, SeLaConfig):
         folder = Path(config.run_dir) if config.run_dir else None
         return [SelfLabelling(self.network_, config.epochs, config, self._label_batches, folder)]
 
+    def _check_inputs(self, batches):
+        "Refuse also a map that UMAP cannot make."
+        super()._check_inputs(batches)
+        if self.config_.n_final_clusters: check_umap(len(batches.images))
+
     def finish(self, **more):
         "As `Method.finish`, after the choice of a head."
         self._refuse_before('trainer_', 'call fit, or prepare and train')
@@ -138,6 +146,23 @@ class SeLa(Method, SeLaConfig):
         features = self.network_.backbone(x)
         return features, self.network_.heads[self.head_](features)
 
+    def _fit_clusters(self, embedding):
+        "Group the features by neighbours, where the parameters ask for it."
+        k, self.nearest_ = self.config_.n_final_clusters, None
+        if k: self.nearest_ = find_clusters(embedding, k, 'umap_kmeans', self.config_.seed)
+
+    def _label(self, embedding, logits):
+        return super()._label(embedding, logits) if self.nearest_ is None else self.nearest_.predict(embedding)
+
+    def _set_n_clusters(self): self.n_clusters_ = self.config_.n_final_clusters or self.config_.n_clusters
+
+    def predict_proba(self, X):
+        "Softmax of the chosen head's logits; clusters that were found in the features have no probabilities."
+        if self.config_.n_final_clusters:
+            raise InputError(f'n_final_clusters={self.config_.n_final_clusters} gives labels without probabilities; '
+                             'call predict')
+        return super().predict_proba(X)
+
     def _results(self, images):
         "The scores, and which head was chosen by which agreement."
         chosen = dict(head=self.head_, head_agreement=float(self.head_agreement_[self.head_]))
@@ -145,13 +170,24 @@ class SeLa(Method, SeLaConfig):
 
     def _extra_state(self):
         "The chosen head and the labels that were trained on."
-        return dict(head=self.head_, self_labels=torch.from_numpy(self.self_labels_))
+        found = {} if self.nearest_ is None else dict(nearest=self.nearest_.state())
+        return dict(head=self.head_, self_labels=torch.from_numpy(self.self_labels_), **found)
 
     def _set_extra_state(self, state):
         "Take back what `_extra_state` gave."
         c = self.config_
         self.head_ = int(as_integers([state['head']], 'head', low=0, high=c.n_heads - 1)[0])
         self.self_labels_ = _checked_self_labels(state['self_labels'].numpy(), c, 'self_labels')
+        self.nearest_ = _nearest(state.get('nearest'), c.n_final_clusters)
+
+def _nearest(state, k):
+    "The samples of a fit, whose labels new ones take; `None` where the labels are those of a head."
+    if (state is None) != (k is None):
+        raise InputError(f'n_final_clusters={k} {"with" if state else "without"} points that label new samples')
+    if state is None: return None
+    found = NearestPoint(**state)
+    as_finite(found.points, 'points'), as_integers(found.labels, 'labels', low=0, high=k - 1)
+    return found
 
 def _checked_self_labels(labels, config, what, n=None):
     "Labels (H, n) of every head, or an `InputError`."
