@@ -172,7 +172,7 @@ def learned():
     stage = model.trainer_.stages[0]
     model.finish()
     assert np.array_equal(model.predict(still()), model.labels_)        # also on several ranks
-    return dict(losses=[r['loss'] for r in model.trainer_.history], memory=stage.memory.rows,
+    return dict(losses=[r['loss'] for r in model.trainer_.history], memory=stage.memory.whole(),
                 anchors=stage.anchors.anchors)
 
 

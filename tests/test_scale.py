@@ -37,17 +37,18 @@ def test_bytes_are_those_of_the_arrays(c):
     memory = Memory(n, c.z_dim)
     state = torch.zeros(n, dtype=torch.int64), torch.zeros(n), torch.zeros(n, 1, dtype=torch.int64)
     of_and = scale.anchors(small, 8)
-    assert of_and['memory, per device'] == scale.size(bytes_of(memory.rows))
+    assert of_and['memory, per device'] == scale.size(bytes_of(memory.rows) / 8)
+    assert of_and['the same while anchors are discovered, per device'] == scale.size(bytes_of(memory.rows) * 2)
     assert of_and['position, entropy and one neighbour, per device'] == scale.size(bytes_of(*state))
     x = torch.nn.functional.normalize(torch.randn(c.batch, c.z_dim), dim=1)
-    assert of_and['logits of a step, per device'] == scale.size(bytes_of(memory.logits(x)))
+    assert of_and['logits of a step, which are not kept, per device'] == scale.size(bytes_of(memory.logits(x)))
     labels = torch.zeros(heads, n, dtype=torch.int64)
     assert scale.sela(small, 8)['labels of all heads, per device'] == scale.size(bytes_of(labels))
     own = torch.zeros(n // 8, c.features)
     assert scale.sela(small, 8)['features of an update, per device'] == scale.size(bytes_of(own))
     grams = torch.zeros(1 + c.nmce_k, c.z_dim, c.z_dim)
     assert scale.nmce(small, 8)['one Gram matrix per cluster and one of all, per device'] == scale.size(bytes_of(grams))
-    assert scale.deepcluster(small, 8)['features of all samples, per device'] == scale.size(bytes_of(own) * 8)
+    assert scale.deepcluster(small, 8)['features, per device'] == scale.size(bytes_of(own))
 
 
 def test_times_follow_from_rates(c):
@@ -60,8 +61,8 @@ def test_times_follow_from_rates(c):
 
 
 def test_what_does_not_fit_is_bold(c):
-    assert scale.anchors(c, 512)['memory, per device'] == '**512 GB**'
-    assert scale.anchors(c, 512)['memory, if the devices shared it'] == '1 GB'
+    assert scale.anchors(c, 512)['the same while anchors are discovered, per device'] == '**1.02 TB**'
+    assert scale.anchors(c, 512)['memory, per device'] == '1 GB'
     roomy = changed(c, device_memory=1e15)
     assert not any('**' in text for of in scale.METHODS.values() for text in of(roomy, 8).values())
 

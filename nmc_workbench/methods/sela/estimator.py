@@ -158,7 +158,7 @@ class SeLa(Method, SeLaConfig):
 
     def predict_proba(self, X):
         "Softmax of the chosen head's logits; clusters that were found in the features have no probabilities."
-        if self.config_.n_final_clusters:
+        if getattr(self, 'nearest_', None) is not None:
             raise InputError(f'n_final_clusters={self.config_.n_final_clusters} gives labels without probabilities; '
                              'call predict')
         return super().predict_proba(X)
