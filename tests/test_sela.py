@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import papermill
 import pytest
 import torch
 from fastcore.docments import docments
@@ -40,6 +41,7 @@ from tests.ranks import member, together
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get('NMC_GOLDEN_SELA', Path(__file__).parent / 'golden' / 'sela'))
 QUICK = dict(epochs=3, n_label_updates=4, n_heads=2, batch_size=50, checkpoint_every=1)
+NOTEBOOK = ROOT / 'nbs/train_sela.ipynb'
 
 
 def golden(name):
@@ -261,6 +263,16 @@ def test_final_clusters_follow_neighbours(digits, tmp_path):
     with pytest.raises(InputError, match='without points'): opened._set_extra_state(state | dict(nearest=None))
     with pytest.raises(InputError, match='14 samples; UMAP needs 15'):
         SeLa(n_final_clusters=3, **options | dict(n_clusters=4, batch_size=7)).prepare(load('digits', limit=14))
+
+
+@pytest.mark.slow
+def test_the_notebook_takes_other_final_clusters_than_those_of_a_head(tmp_path):
+    given = dict(dataset='digits', limit=300, n_clusters=30, n_final_clusters=6, n_heads=2, epochs=1, batch_size=100,
+                 n_label_updates=2, device='cpu', run_dir=str(tmp_path / 'run'))
+    papermill.execute_notebook(NOTEBOOK, tmp_path / 'out.ipynb', given, progress_bar=False)
+    found = diagnose_run(tmp_path / 'run')
+    assert json.loads((tmp_path / 'run/results.json').read_text())['n_clusters'] == 6
+    assert 'empty' not in str(found) and 'of 30' not in str(found)
 
 
 def test_predict_agrees_with_the_fit_and_survives_the_disk(run, digits):

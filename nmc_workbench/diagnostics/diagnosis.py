@@ -252,10 +252,11 @@ def diagnose_run(
     folder = as_path(folder)
     config, rows = _config_of(folder), read_metrics(folder)
     def array(name): return read_array(folder / name) if (folder / name).is_file() else None
+    trained, final = config.get('n_clusters'), config.get('n_final_clusters')
     known = dict(rows=rows, embedding=array('embeddings.npy'), labels=labels_of(folder),
-                 n_clusters=config.get('n_clusters'), z_dim=config.get('z_dim'),
+                 n_clusters=final or trained, z_dim=config.get('z_dim'),
                  eps=config.get('eps') if any('R' in r for r in rows) else None,
-                 classes=config.get('n_pseudo_labels'),
+                 classes=config.get('n_pseudo_labels') or (trained if final else None),
                  finished=(folder / 'results.json').is_file())
     return diagnose(**{**known, **more})
 
