@@ -22,7 +22,7 @@ from scipy.stats import rankdata
 from .core.checks import accepts, as_array, as_finite, as_integers, as_numbers
 from .core.checks import finite_rows, optional, real, whole, whole_labels
 from .core.errors import InputError, one_of
-from .core.ranks import ShardedRows, from_main
+from .core.ranks import ShardedRows
 from .lloyd import ENGINES, Clustering, available
 from .projection import umap_rows
 from .subspaces import subspace_clustering
@@ -49,7 +49,7 @@ def kmeans(
     given = int(n_clusters), seed, n_init or (10 if small else 1), rounds, start
     if engine == 'torch': return ENGINES[engine](x, *given)
     rows = x.whole(x.own)
-    return from_main(lambda: ENGINES[engine](rows, *given)) if x.is_sharded else ENGINES[engine](rows, *given)
+    return x.by_main(lambda: ENGINES[engine](rows, *given))
 
 def engine_for(
     engine: str, # a name, or auto

@@ -137,7 +137,7 @@ def _one(x, k, g, squares, rounds, tol, start):
 def _pass(x, rows, centres, squares):
     "`assign_and_sum` of some of the rank's rows; sums, sizes and objective are those of all ranks."
     own = assign_and_sum(rows, centres, squares)
-    if x.places is None: return own
+    if not x.is_sharded: return own
     mine = own.sums.double().flatten(), own.sizes.double(), torch.tensor([own.objective]).to(own.sums.double())
     sums, sizes, objective = x.sum(torch.cat(mine)).split([own.sums.numel(), len(centres), 1])
     return Pass(own.labels, sums.view_as(own.sums).to(own.sums), sizes.long(), float(objective))

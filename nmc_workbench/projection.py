@@ -24,7 +24,7 @@ from scipy.spatial.distance import cdist
 
 from .core.checks import as_finite, accepts, finite_rows, optional, whole, a_function
 from .core.errors import InputError, one_of
-from .core.ranks import ShardedRows, from_main
+from .core.ranks import ShardedRows
 
 # %% ../nbs/mathematics/06b_projection.ipynb #889f6322
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def fit_pca(
 
 def _by_engine(engine, x, mean, c):
     "The same by an engine that takes all rows; the first rank computes it for all."
-    make = partial(_PCA_ENGINES[engine], x.whole(x.own), mean, c)
-    return from_main(make) if x.is_sharded else make()
+    return x.by_main(partial(_PCA_ENGINES[engine], x.whole(x.own), mean, c))
 
 def _exact(x, mean, c):
     "Directions (d, c) and variances (c,) by the covariance, or by the products of samples where they are fewer."

@@ -110,25 +110,31 @@ class ShardedRows:
         x: torch.Tensor, # what a rank has found in its rows
     ) -> torch.Tensor:
         "The sum over the ranks."
-        return x if self.places is None else sum_over_ranks(x)
+        return x if not self.is_sharded else sum_over_ranks(x)
+
+    def by_main(self,
+        make, # a function without arguments
+    ):
+        "What `make` returns, computed once: where ranks share the rows, by the first for all, as `from_main` does it."
+        return from_main(make) if self.is_sharded else make()
 
     def part(self,
         x: torch.Tensor, # (n, ...), of all samples
     ) -> torch.Tensor: # (m, ...)
         "The entries of this rank's samples."
-        return x if self.places is None else x[self.places.to(x.device)]
+        return x if not self.is_sharded else x[self.places.to(x.device)]
 
     def whole(self,
         x: torch.Tensor, # (m, ...), of this rank's samples
     ) -> torch.Tensor: # (n, ...)
         "The entries of all samples, in their order."
-        return x if self.places is None else rows_over_ranks(x)[rows_over_ranks(self.places).argsort()]
+        return x if not self.is_sharded else rows_over_ranks(x)[rows_over_ranks(self.places).argsort()]
 
     def at(self,
         samples: torch.Tensor, # (k,) int64, the same on every rank
     ) -> torch.Tensor: # (k, d)
         "The rows of these samples, on every rank."
-        if self.places is None: return self.own[samples]
+        if not self.is_sharded: return self.own[samples]
         where, here = self._found(samples)
         return sum_over_ranks(torch.where(here[:, None], self.own[where], 0))
 
@@ -136,7 +142,7 @@ class ShardedRows:
         samples: torch.Tensor, # (k,) int64, the same on every rank
     ) -> torch.Tensor: # (at most k, d)
         "Those rows of these samples that this rank has."
-        if self.places is None: return self.own[samples]
+        if not self.is_sharded: return self.own[samples]
         where, here = self._found(samples)
         return self.own[where[here]]
 
