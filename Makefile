@@ -24,7 +24,9 @@ demo: $(VENV)/.ready  ## cluster the 1,797 handwritten digits of scikit-learn, a
 	@$(BIN)/python -m nmc_workbench.reports.summary $(DEMO)/train_nmce.ipynb $(DEMO)/run
 
 # Two processes with one thread each. Notebooks that the site has run, and whose code is the same, are not run again.
-TEST := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
+# A process that dies ends the tests and names the one it ran: after a restart pytest-xdist 3.8 waits without end.
+TEST := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+  $(BIN)/pytest -q -n 2 --dist loadgroup --max-worker-restart 0
 
 test: $(VENV)/.ready notebooks  ## run every test: the notebooks' own, then tests/
 	$(BIN)/ruff check nmc_workbench tests tools

@@ -2,6 +2,7 @@
 lists and menus show the others, and who opens the damaged one gets one line."""
 import json
 import os
+import resource
 import shutil
 import sys
 import time
@@ -69,6 +70,16 @@ def the_same_is_found_out_once():
     patch.setattr(os, 'fsync', lambda fd: None)
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def no_damage_takes_the_memory():
+    "What a damaged file asks for beyond 12 GB is a MemoryError, which `tried` names; without it the system ends pytest."
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 12 * 10 ** 9, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.fixture(params=list(METHODS))
@@ -481,6 +492,18 @@ def test_an_embedding_that_is_nan_hides_no_other(name, place):
     (folder / 'config.json').touch()
     assert newest_run(folder.parent) == str(folder.parent / 'good')
     assert Explorer.of_runs(folder.parent, map_method='pca').run.folder == folder.parent / 'good'
+
+
+@pytest.mark.parametrize('name, key', [('nmce', 'n_clusters'), ('sela', 'n_final_clusters'),
+                                       ('deep_cluster', 'n_pseudo_labels')])
+def test_a_number_of_clusters_that_no_run_has(name, key, place):
+    "Nothing makes a list of two billion clusters."
+    folder = place()
+    config = json.loads((folder / 'config.json').read_text())
+    assert key in config
+    write_json(folder / 'config.json', config | {key: 2 ** 31})
+    for use in (diagnosed, read, opened):
+        assert f'{key} is larger than any that a run has' in refusal(use, folder, name)
 
 
 @pytest.mark.parametrize('place_of_data', ['/', '/proc', '/usr', '\0', '~nobody/x', 'x' * 4000])

@@ -263,6 +263,8 @@ def test_final_clusters_follow_neighbours(digits, tmp_path):
     with pytest.raises(InputError, match='without points'): opened._set_extra_state(state | dict(nearest=None))
     with pytest.raises(InputError, match='14 samples; UMAP needs 15'):
         SeLa(n_final_clusters=3, **options | dict(n_clusters=4, batch_size=7)).prepare(load('digits', limit=14))
+    with pytest.raises(InputError, match='n_final_clusters=200 > n_samples=100'):
+        SeLa(n_final_clusters=200, **options).prepare(load('digits', limit=100))
 
 
 @pytest.mark.slow

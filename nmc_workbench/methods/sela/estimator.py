@@ -130,9 +130,11 @@ class SeLa(Method, SeLaConfig):
         return [SelfLabelling(self.network_, config.epochs, config, self._label_batches, folder)]
 
     def _check_inputs(self, batches):
-        "Refuse also a map that UMAP cannot make."
+        "Refuse also a map that UMAP cannot make, and more final clusters than samples."
         super()._check_inputs(batches)
-        if self.config_.n_final_clusters: check_umap(len(batches.images))
+        k, n = self.config_.n_final_clusters, len(batches.images)
+        if k: check_umap(n)
+        if k and k > n: raise InputError(f'n_final_clusters={k} > n_samples={n}; choose fewer clusters')
 
     def finish(self, **more):
         "As `Method.finish`, after the choice of a head."
