@@ -74,7 +74,7 @@ def the_same_is_found_out_once():
 
 @pytest.fixture(autouse=True, scope='module')
 def no_damage_takes_the_memory():
-    "What a damaged file asks for beyond 12 GB is a MemoryError, which `tried` names; without it the system ends pytest."
+    "What a damaged file asks for beyond 12 GB is a MemoryError, which `tried` names; otherwise the system ends pytest."
     before = resource.getrlimit(resource.RLIMIT_AS)
     in_use = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + 12 * 10 ** 9, before[1]))

@@ -75,7 +75,8 @@ _STAGE1, _ENCODER = dict(stages='representation', clusters='kmeans'), "coding_ra
 METHODS = {
     'NMCE': Entry('nbs/train_nmce.ipynb', on=_NMCE),
     'NMC': Entry('nbs/train_nmc.ipynb', True, on=_recipes('mnist', 'coil20', dict(recipe='images', encoder=_ENCODER))),
-    'SeLa': Entry('nbs/train_sela.ipynb', on=_recipes('mnist_small', 'coil20_small', 'cifar10_small')),
+    'SeLa': Entry('nbs/train_sela.ipynb', on=_recipes(
+        'mnist_small', 'coil20_small', dict(recipe='cifar10_small', n_final_clusters=10))),
     'DeepCluster': Entry('nbs/train_deepcluster.ipynb', on=_recipes('mnist_small', 'coil20_small', 'cifar10_small')),
     'AND': Entry('nbs/train_and.ipynb', True, on=_recipes('mnist_small', 'coil20', 'cifar10_small')),
     'coding rate + k-means': Entry('nbs/train_nmce.ipynb', always=_STAGE1, on=_NMCE),
