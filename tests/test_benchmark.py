@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nmc_workbench import methods
+from nmc_workbench import cluster, methods
 from nmc_workbench.core.config import convert
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.data import as_images, load
@@ -83,7 +83,7 @@ def test_pixel_baselines_without_umap_or_with_few_samples(monkeypatch):
 def test_pixels_reach_umap_between_0_and_1_and_only_labelled_ones_are_scored(monkeypatch):
     seen = []
     monkeypatch.setattr(baselines, 'not_installed', lambda name: '')
-    monkeypatch.setattr(baselines, 'umap_rows', lambda x, seed: seen.append(x) or x)
+    monkeypatch.setattr(cluster, 'umap_rows', lambda x, seed: seen.append(x) or x)
     images = load('digits', limit=100)
     y = images.labels.clone().numpy()
     y[:30] = -1

@@ -4,13 +4,14 @@ import json
 import numpy as np
 import pytest
 
+from nmc_workbench import cluster
 from nmc_workbench.cluster import kmeans_labels
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.data import load
 from nmc_workbench.data.readers import as_images
 from nmc_workbench.diagnostics.checks import Finding
 from nmc_workbench.diagnostics.diagnosis import Diagnosis
-from nmc_workbench.evaluation import baselines, quality as module
+from nmc_workbench.evaluation import quality as module
 from nmc_workbench.evaluation.quality import VERDICTS, assess, input_rows, quality, structureless
 from nmc_workbench.methods import NMC, SeLa
 from nmc_workbench.methods.base import open_run
@@ -146,7 +147,7 @@ def test_what_is_looked_at_is_bounded(n, monkeypatch):
 
 
 def test_rules_and_baselines_stand_side_by_side(monkeypatch):
-    monkeypatch.setattr(baselines, 'umap_rows', lambda x, seed: x[:, :2])
+    monkeypatch.setattr(cluster, 'umap_rows', lambda x, seed: x[:, :2])
     found = assess(X, Y, rows=X)
     assert set(found.measured['k_by_rule']) == set(module.RULES) and found.measured['baseline_kmeans'] == 1
     assert 'on the input' in found.numbers[-1].name and 'on the embedding' in assess(X, Y).numbers[-1].name
@@ -183,7 +184,7 @@ def test_a_run_of_every_method(tiny_run, kind):
 
 
 def test_a_finished_run_with_its_baselines(tiny_run, monkeypatch):
-    monkeypatch.setattr(baselines, 'umap_rows', lambda x, seed: x[:, :2])
+    monkeypatch.setattr(cluster, 'umap_rows', lambda x, seed: x[:, :2])
     found = quality(tiny_run('sela'))
     assert {'baseline_kmeans', 'baseline_umap', 'k_by_rule'} <= found.measured.keys()
 

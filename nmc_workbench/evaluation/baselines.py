@@ -28,13 +28,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from ..core.checks import accepts, finite_rows, optional, whole
 from ..core.errors import InputError, one_of
 from ..core.processes import memory_mb
-from ..cluster import kmeans_labels
+from ..cluster import kmeans_labels, umap_kmeans_labels
 from ..data.images import Images
 from ..diagnostics.diagnosis import Evidence, weigh
 from ..k_rules import find_k
 from ..methods.base import Method
 from ..metrics import scores
-from ..projection import FEWEST, pca, umap_rows
+from ..projection import FEWEST, pca
 
 # %% ../../nbs/evaluation/01_baselines.ipynb #77120e6f
 _WIDEST, _VOTES = 50, 5
@@ -64,8 +64,7 @@ class Baseline:
 
 BASELINES = dict(
     kmeans=Baseline('k-means', kmeans_labels, at_most=1_000_000),
-    umap_kmeans=Baseline('UMAP + k-means', lambda x, k, seed: kmeans_labels(umap_rows(x, seed), k, seed),
-                         needs=('umap', 'umap-learn')),
+    umap_kmeans=Baseline('UMAP + k-means', umap_kmeans_labels, needs=('umap', 'umap-learn')),
     spectral=Baseline('spectral clustering', _spectral, at_most=10_000),
     hdbscan=Baseline('HDBSCAN', _hdbscan, finds_k=True, draws=False),
     tomato=Baseline('ToMATo', lambda x, k, seed: find_k(_narrow(x), 'persistence', seed).labels, finds_k=True,

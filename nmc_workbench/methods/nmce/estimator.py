@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from ...augment.presets import preset
 from ...cluster import NearestPoint, find_clusters
-from ...core.checks import as_finite, as_integers
+from ...core.checks import as_integers
 from ...core.errors import InputError
 from ...core.seeds import initialised, seed_of
 from ..base import Method
@@ -122,6 +122,4 @@ class NMCE(Method, NMCEConfig):
         if bool(state) == (c.clusters == 'heads'):
             raise InputError(f'clusters={c.clusters} {"with" if state else "without"} points that label new samples')
         self.nearest_ = NearestPoint(**state) if state else None
-        if not state: return
-        as_finite(self.nearest_.points, 'points')
-        as_integers(self.nearest_.labels, 'labels', low=0, high=c.n_clusters - 1)
+        if state: as_integers(self.nearest_.labels, 'labels', low=0, high=c.n_clusters - 1)

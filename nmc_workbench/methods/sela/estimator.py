@@ -20,7 +20,7 @@ import torch
 
 from ...augment.presets import preset
 from ...cluster import NearestPoint, find_clusters
-from ...core.checks import accepts, as_finite, as_integers, as_numbers, whole
+from ...core.checks import accepts, as_integers, as_numbers, whole
 from ...core.errors import InputError
 from ...core.files import as_path, read_array
 from ...core.seeds import initialised, seed_of
@@ -188,7 +188,7 @@ def _nearest(state, k):
         raise InputError(f'n_final_clusters={k} {"with" if state else "without"} points that label new samples')
     if state is None: return None
     found = NearestPoint(**state)
-    as_finite(found.points, 'points'), as_integers(found.labels, 'labels', low=0, high=k - 1)
+    as_integers(found.labels, 'labels', low=0, high=k - 1)
     return found
 
 def _checked_self_labels(labels, config, what, n=None):
