@@ -59,7 +59,7 @@ def row(fit, f, seed):
     return dict(found, seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - clock)
 
 
-def measure(path, folder, seeds=3):
+def measure(path, folder, seeds=5):
     "Every row, every seed."
     file = BENCH / 'frozen.json'
     kept = json.loads(file.read_text()) if file.is_file() else {}
