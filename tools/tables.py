@@ -572,12 +572,15 @@ def frozen(record):
     "Every method's recipe `frozen`, and its opponents on the same features, the best first."
     head = [f'CIFAR-10, test split, {record["n"]:,} images', 'ACC', 'NMI', 'ARI', 'clusters', 'processor seconds']
     found = sorted(record['rows'].items(), key=lambda item: -mean(r['acc'] for r in item[1]))
-    rows = [[name, *(spread(r, k) for k in ('acc', 'nmi', 'ari')), ', '.join(str(v['n_clusters']) for v in r),
+    rows = [[name, *(spread(r, k) for k in ('acc', 'nmi', 'ari')), _range([v['n_clusters'] for v in r]),
              f'{mean(v["cpu_seconds"] for v in r):.0f}'] for name, r in found]
     seeds = len(found[0][1])
     said = (f'Mean and deviation over {seeds} seeds; `{record["encoder"]}` at {record["size"]} pixels, '
             f'{record["dim"]:,} features, {record["views"]} views of every image.')
     return page(table(head, rows), wrapped(said), made(record))
+
+
+def _range(counts): return f'{min(counts)} to {max(counts)}' if len(set(counts)) > 1 else str(counts[0])
 
 
 def photographs(record):
