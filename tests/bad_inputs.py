@@ -274,7 +274,6 @@ def cluster(c):
     k = N(3, 41)
     yield ('kmeans_labels', m.kmeans_labels, dict(x=A(POINTS, fine=('one dimension more',)), n_clusters=k, seed=I(0),
         n_init=N(1)))
-    yield 'umap_kmeans_labels', m.umap_kmeans_labels, dict(x=A(POINTS), n_clusters=k, seed=I(0))
     yield 'NearestPoint', m.NearestPoint, dict(points=A(POINTS), labels=L(LABELS))
     yield ('NearestPoint.predict', m.NearestPoint(POINTS, LABELS).predict, dict(z=A(POINTS, POINTS[:, :2],
         fine=('empty',))))

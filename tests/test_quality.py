@@ -154,6 +154,13 @@ def test_rules_and_baselines_stand_side_by_side(monkeypatch):
     assert found.verdict == judged().verdict
 
 
+@pytest.mark.parametrize('x, k, says', [(X, len(X) + 1, 'choose fewer'), (X[:14], 3, 'at least 15 rows'),
+                                        (X, 0, 'n_clusters=0'), (X * np.nan, 3, 'NaN')])
+def test_umap_kmeans_refuses_before_it_maps(x, k, says, monkeypatch):
+    monkeypatch.setattr(cluster, 'umap_rows', None)
+    with pytest.raises(InputError, match=says): cluster.umap_kmeans_labels(x, k)
+
+
 def test_every_row_says_what_it_means():
     found = judged(views=Y[None], other=Y, history=LabelHistory(np.stack([Y, Y]), [('a', 0), ('a', 1)]))
     assert found.frame.columns.tolist() == ['value', 'beside', 'meaning'] and (found.frame.meaning.str.len() > 20).all()
