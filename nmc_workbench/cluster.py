@@ -42,7 +42,7 @@ def kmeans(
 ) -> Clustering: # labels (n,), centres (K, d), objective
     "k-means by one of several engines (`lloyd.ENGINES`), which find the same where clusters are clear."
     x = _rows(x)
-    if n_clusters > len(x): raise InputError(f'n_clusters={n_clusters} > n_samples={len(x)}; choose fewer clusters')
+    _check_enough(x, n_clusters)
     small = len(x) * n_clusters * x.shape[1] <= _SMALL
     engine = engine_for(engine, small, x.own.device)
     start = None if start is None else torch.as_tensor(start).to(x.own)
@@ -50,6 +50,10 @@ def kmeans(
     if engine == 'torch': return ENGINES[engine](x, *given)
     rows = x.whole(x.own)
     return x.by_main(lambda: ENGINES[engine](rows, *given))
+
+def _check_enough(x, n_clusters):
+    "Refuse more clusters than samples."
+    if n_clusters > len(x): raise InputError(f'n_clusters={n_clusters} > n_samples={len(x)}; choose fewer clusters')
 
 def engine_for(
     engine: str, # a name, or auto
@@ -100,7 +104,7 @@ def umap_kmeans_labels(
     seed: int = 0, # of UMAP and of the starts
 ) -> np.ndarray: # (n,) int
     "Labels of k-means behind UMAP, which keep together what is joined by neighbours."
-    if n_clusters > len(x): raise InputError(f'n_clusters={n_clusters} > n_samples={len(x)}; choose fewer clusters')
+    _check_enough(x, n_clusters)
     return kmeans_labels(umap_rows(x, seed), n_clusters, seed)
 
 # %% ../nbs/mathematics/07_cluster.ipynb #c67127f8

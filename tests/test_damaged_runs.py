@@ -17,6 +17,7 @@ import torch
 
 from nmc_workbench.core.errors import InputError
 from nmc_workbench.core.files import write_array, write_json
+from nmc_workbench.core.processes import memory_mb
 from nmc_workbench.data import load
 from nmc_workbench.diagnostics.diagnosis import diagnose_run
 from nmc_workbench.evaluation.agreement import compare
@@ -76,8 +77,7 @@ def the_same_is_found_out_once():
 def no_damage_takes_the_memory():
     "What a damaged file asks for beyond 12 GB is a MemoryError, which `tried` names; otherwise the system ends pytest."
     before = resource.getrlimit(resource.RLIMIT_AS)
-    in_use = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + 12 * 10 ** 9, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory_mb('VmSize') * 2 ** 20) + 12 * 10 ** 9, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
 

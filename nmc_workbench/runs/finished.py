@@ -62,12 +62,12 @@ def _as_results(results, path):
     return results
 
 _ADVICE = 'put a whole copy back'
+_CLUSTERS = 'n_clusters', 'n_final_clusters', 'n_pseudo_labels'
 # What every run's configuration holds, where it holds it at all.
 _KINDS = {(str,): ('method', 'dataset', 'split', 'recipe', 'data', 'data_dir'),
-          (int,): ('seed', 'n_clusters', 'n_final_clusters', 'n_pseudo_labels', 'limit', 'size')}
+          (int,): ('seed', *_CLUSTERS, 'limit', 'size')}
 
-# Memory is taken for clusters and images.
-_MOST = dict(n_clusters=10 ** 6, n_final_clusters=10 ** 6, n_pseudo_labels=10 ** 6, size=10 ** 5, data_dir=4096)
+_MOST = dict.fromkeys(_CLUSTERS, 10 ** 6) | dict(size=10 ** 5, data_dir=4096)       # memory is taken for the first four
 
 def _check_kinds(values, names, kinds, path):
     "Refuse values of other types, and numbers that no run has."

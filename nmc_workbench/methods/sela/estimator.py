@@ -133,8 +133,9 @@ class SeLa(Method, SeLaConfig):
         "Refuse also a map that UMAP cannot make, and more final clusters than samples."
         super()._check_inputs(batches)
         k, n = self.config_.n_final_clusters, len(batches.images)
-        if k: check_umap(n)
-        if k and k > n: raise InputError(f'n_final_clusters={k} > n_samples={n}; choose fewer clusters')
+        if not k: return
+        check_umap(n)
+        if k > n: raise InputError(f'n_final_clusters={k} > n_samples={n}; choose fewer clusters')
 
     def finish(self, **more):
         "As `Method.finish`, after the choice of a head."
