@@ -134,8 +134,18 @@ class NearestPoint:
         return torch.cat([self.labels[(x @ self.points.T - half).argmax(1)] for x in z.split(rows)]).numpy()
 
     def state(self) -> dict:
-        "The arguments that make an equal `NearestPoint(**state)`."
+        "What `from_state` takes."
         return dict(points=self.points, labels=self.labels)
+
+    @classmethod
+    def from_state(cls,
+        state: dict, # of `state`
+        n_clusters: int, # K; the labels are from 0 to K - 1
+    ) -> 'NearestPoint':
+        "The points and labels that `state` kept."
+        kept = cls(**state)
+        as_integers(kept.labels, 'labels', low=0, high=n_clusters - 1)
+        return kept
 
 # %% ../nbs/mathematics/07_cluster.ipynb #e81ce43f
 def _kmeans(z, n_clusters, seed, **_):

@@ -96,9 +96,13 @@ class Memory(nn.Module):
         "Move the rows of these samples towards their features: after the backward pass, before the optimiser's step."
         self._check_features(x, indices)
         x, indices = (rows_over_ranks(part, even=True) for part in (x.to(self.rows.dtype), indices))
-        old = self.rows[indices]
-        new = F.normalize(torch.lerp(x, old, self.momentum), dim=1, eps=1e-12)      # of a zero row: no NaN
-        self.rows.index_copy_(0, indices, new[_last(indices)])
+        held, place = self._places(indices)
+        new = F.normalize(torch.lerp(x, held[place], self.momentum), dim=1, eps=1e-12)      # of a zero row: no NaN
+        held.index_copy_(0, place, new[_last(indices)])
+
+    def _places(self, indices):
+        "What is held, and where in it the rows of these samples stand."
+        return self.rows, indices
 
     def discover(self,
         n_anchors: int, # A, from 0 to N
@@ -166,15 +170,9 @@ class SharedMemory(Memory):
         self._check_features(x, indices)
         return memory_nll(x, self.rows, indices, neighbours, self.temperature, self.first)
 
-    @torch.no_grad()
-    def update(self, x, indices):
-        self._check_features(x, indices)
-        x, indices = (rows_over_ranks(part, even=True) for part in (x.to(self.rows.dtype), indices))
+    def _places(self, indices):
         place, n = indices - self.first, len(self.rows)
-        place = torch.where((place >= 0) & (place < n), place, n)       # rows of other ranks go to the last one
-        new = F.normalize(torch.lerp(x, self._held[place], self.momentum), dim=1, eps=1e-12)
-        self._held.index_copy_(0, place, new[_last(indices)])
-        self._held[-1] = 0
+        return self._held, torch.where((place >= 0) & (place < n), place, n)    # rows of other ranks: the last one
 
     def discover(self, n_anchors, n_neighbours=1):
         return discover(self.rows, n_anchors, n_neighbours, self.temperature, sharded=True)

@@ -18,7 +18,6 @@ from dataclasses import replace
 
 from ...augment.presets import preset
 from ...cluster import NearestPoint, find_clusters
-from ...core.checks import as_integers
 from ...core.errors import InputError
 from ...core.seeds import initialised, seed_of
 from ..base import Method
@@ -121,5 +120,4 @@ class NMCE(Method, NMCEConfig):
         if c.stages is None: raise InputError('stages=None; expected those that were trained')
         if bool(state) == (c.clusters == 'heads'):
             raise InputError(f'clusters={c.clusters} {"with" if state else "without"} points that label new samples')
-        self.nearest_ = NearestPoint(**state) if state else None
-        if state: as_integers(self.nearest_.labels, 'labels', low=0, high=c.n_clusters - 1)
+        self.nearest_ = NearestPoint.from_state(state, c.n_clusters) if state else None

@@ -187,10 +187,7 @@ def _nearest(state, k):
     "The samples of a fit, whose labels new ones take; `None` where the labels are those of a head."
     if (state is None) != (k is None):
         raise InputError(f'n_final_clusters={k} {"with" if state else "without"} points that label new samples')
-    if state is None: return None
-    found = NearestPoint(**state)
-    as_integers(found.labels, 'labels', low=0, high=k - 1)
-    return found
+    return None if state is None else NearestPoint.from_state(state, k)
 
 def _checked_self_labels(labels, config, what, n=None):
     "Labels (H, n) of every head, or an `InputError`."
