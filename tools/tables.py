@@ -530,6 +530,34 @@ def on_embeddings(rows, title):
     return table([f'{title}: mean ACC of baselines on', *places], lines)
 
 
+def overview(record):
+    "Mean ACC and minutes of every method on every set, and the best baseline on the pixels, K given and K found."
+    return page(*(summed(record, k) for k in ('given', 'found')), wrapped('Mean ACC over the seeds, and minutes; the '
+                'seeds, the deviations and all baselines stand in [the benchmark](benchmark.md).'))
+
+
+def summed(record, k):
+    "The part of one kind of K, a column per set; the best of the methods in bold."
+    rows = [r for r in record['rows'] if r['k'] == k and r['on'] in (None, 'pixels') and r['runs']]
+    found = {(r['set'], r['by'], r['on']): (mean(v['acc'] for v in r['runs']), mean(v['seconds'] for v in r['runs']))
+             for r in rows}
+    def best(name, on): return max((key for key in found if key[0] == name and key[2] == on), key=found.get)
+    def said(key):
+        if key not in found: return ''
+        text = f'{found[key][0]:.3f}' if key[2] or key != best(key[0], None) else f'**{found[key][0]:.3f}**'
+        return f'{text}, {minutes_of(found[key][1])}'
+    lines = [[by, *(said((name, by, None)) for name in record['sets'])]
+             for by in dict.fromkeys(r['by'] for r in rows if r['on'] is None)]
+    against = [best(name, 'pixels') for name in record['sets']]
+    lines.append(['the best baseline on pixels', *(f'{key[1]}: {said(key)}' for key in against)])
+    return table([f'K {k}', *record['sets'].values()], lines)
+
+
+def minutes_of(seconds):
+    if seconds < 1: return 'under 1 s'
+    return f'{seconds / 60:.0f} min' if seconds >= 30 else f'{seconds:.0f} s'
+
+
 def papers(name):
     "Method -> what its paper reports on a set."
     said = json.loads((ROOT / 'docs/pages/papers.json').read_text(encoding='utf-8'))
@@ -554,6 +582,19 @@ def streamed(record):
     return page(table([f'{record["n"]:,} images of CIFAR-10, an epoch', 's', 'processor s'], rows),
                 table(['reading in random order', 'images per second', 'per processor second'], read),
                 made(record, said))
+
+
+def bf16(record):
+    "An epoch and whole runs in bf16 against float32 on a CPU."
+    epochs = [[method, f'{r["off"]:.1f}', f'{r["bf16"]:.1f}', f'**{r["ratio"]:.1f} times**']
+              for method, r in record['epoch'].items()]
+    runs = [[method, *(spread(r[amp], 'acc') for amp in ('off', 'bf16')),
+             *(f'{mean(v["seconds"] for v in r[amp]):.0f}' for amp in ('off', 'bf16'))]
+            for method, r in record['runs'].items()]
+    head = ['MNIST, 10,000 images', 'ACC, float32', 'ACC, bf16', 's, float32', 's, bf16']
+    said = f'The processor has {", ".join(record["instructions"])}; one thread.'
+    return page(table([f'{record["n"]:,} images of 32 x 32, s per epoch', 'float32', 'bf16', 'faster'], epochs),
+                table(head, runs), made(record, said))
 
 
 def speedrun(record):
@@ -622,7 +663,8 @@ def here(ours):
 TABLES = dict(
     flags_nmce=flags, flags_nmc=flags, flags_sela=flags, flags_deepcluster=flags, flags_and=flags,
     and_digits=rounds, and_mnist=rounds, and_mnist_random_memory=rounds, and_cifar10=rounds,
-    benchmark=benchmark, k_rules=k_rules, frozen=frozen, photographs=photographs, speed=speed, coil_step=coil_step,
+    benchmark=benchmark, benchmark_overview=overview, k_rules=k_rules, frozen=frozen, photographs=photographs,
+    speed=speed, coil_step=coil_step,
     explorer=explorer, sinkhorn=sinkhorn, discover=discover, nmc_kernels=nmc_kernels,
     nmce_spiral=spiral, nmc_digits=nmc_digits, nmc_mixtures=nmc_mixtures,
     nmc_study=nmc_study, nmc_study_mnist=nmc_study, nmc_study_coil20=nmc_study,
@@ -631,13 +673,14 @@ TABLES = dict(
     deepcluster_strategies=deepcluster_strategies, deepcluster_strategies_resnet18=deepcluster_strategies,
     deepcluster_architectures=deepcluster_architectures, deepcluster_epoch=deepcluster_epoch,
     deepcluster_cifar10=deepcluster_start, deepcluster_variant=deepcluster_variant, kmeans=kmeans,
-    streamed=streamed, speedrun=speedrun, sinkhorn_features=sinkhorn_features, scale=scale_constants,
+    bf16=bf16, streamed=streamed, speedrun=speedrun, sinkhorn_features=sinkhorn_features, scale=scale_constants,
     **{f'scale_{name}': at_scale(name) for name in scale.METHODS})
 
 
 def record_of(name):
-    "The file of the record that a table is made of; the tables of a billion images share one."
-    return ROOT / f'docs/records/{"scale" if name.startswith("scale_") else name}.json'
+    "The file of the record that a table is made of, which several tables of one kind may share."
+    shared = re.match('(scale|benchmark)_', name)
+    return ROOT / f'docs/records/{shared[1] if shared else name}.json'
 
 
 def fill(match):

@@ -408,6 +408,14 @@ def streamed(data):
     return dict(**circumstances(command), **bench_streamed.measure(found(data, 'cifar10'), n))
 
 
+def bf16(data):
+    "Methods in bf16 against float32 on this CPU."
+    from . import bench_bf16
+    found(data, 'mnist.npz')
+    command = 'python -m tests.bench bf16 --data folder'
+    return dict(**circumstances(command), **bench_bf16.measure(data, ROOT / 'runs'))
+
+
 def pixel_baselines(data):
     "UMAP with k-means on the pixels, with the K of each table whose runs did not keep it: title -> scores."
     from nmc_workbench.evaluation.baselines import umap_baseline
@@ -469,6 +477,7 @@ BENCHES = {
     'k_rules':          ('k_rules', k_rules, True),
     'frozen':           ('frozen', frozen, True),
     'streamed':         ('streamed', streamed, True),
+    'bf16':             ('bf16', bf16, True),
     'photographs':      ('photographs', photographs, True),
     'pixel_baselines':  ('pixel_baselines', pixel_baselines, True),
     'coil20':           ('nmce_coil20', coil20, True),
