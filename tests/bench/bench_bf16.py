@@ -2,9 +2,9 @@
 
     python -m tests.bench bf16 --data folder        # mnist.npz in it
 
-Epochs of the recipes for CIFAR-10 on two cores, of random images and on one thread: the two take turns, and the median
-of each counts. The whole runs are those of the benchmark on MNIST; in float32 they lie in runs/benchmark, where `make
-benchmark` has them too."""
+Epochs of the recipes for two cores, of random images and on one thread: the two take turns, and the median of each
+counts. The whole runs are those of the benchmark on MNIST; in float32 they lie in runs/benchmark, where `make
+benchmark` has them too. As they ran at other times, only their scores are compared."""
 import platform
 from pathlib import Path
 from statistics import median
@@ -16,6 +16,7 @@ from nmc_workbench.sweeps.benchmark import METHODS, Benchmark
 
 AMP = 'off', 'bf16'
 FLAGS = 'amx_bf16', 'avx512_bf16'
+SHAPES = dict(mnist_small=(1, 28, 28), cifar10_small=(3, 32, 32))
 OWN = {NMCE: dict(stages='representation', clusters='kmeans', n_clusters=10), DeepCluster: dict(n_clusters=10),
        SeLa: {}, AND: {}}
 
@@ -27,27 +28,32 @@ def instructions():
     return [flag for flag in FLAGS if flag in words] or [f'none that {platform.system()} names']
 
 
-def epochs(method, images, amp):
+def epochs(method, recipe, images, amp):
     "Seconds of two epochs, after one to warm up."
-    model = method(recipe='cifar10_small', epochs=3, device='cpu', amp=amp, **OWN[method])
+    model = method(recipe=recipe, epochs=3, device='cpu', amp=amp, **OWN[method])
     return [row['seconds'] for row in model.prepare(images).train()[1:3]]
 
 
-def per_epoch(n, turns, methods=OWN):
-    "Median seconds of an epoch by method, and their ratio."
-    images, found = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), {}
-    for method in methods:
-        took = {amp: [] for amp in AMP}
-        for _ in range(turns):
-            for amp in AMP: took[amp] += epochs(method, images, amp)
-        row = {amp: median(values) for amp, values in took.items()}
-        found[method.__name__] = row | dict(ratio=row['off'] / row['bf16'])
-        print(method.__name__, found[method.__name__], flush=True)
-    return found
+def compared(method, recipe, n, turns):
+    "Median seconds of an epoch, and their ratio."
+    images, took = torch.randint(0, 256, (n, *SHAPES[recipe]), dtype=torch.uint8), {amp: [] for amp in AMP}
+    for _ in range(turns):
+        for amp in AMP: took[amp] += epochs(method, recipe, images, amp)
+    off, half = (median(took[amp]) for amp in AMP)
+    return dict(method=method.__name__, recipe=recipe, off=off, bf16=half, ratio=off / half)
+
+
+def per_epoch(n, turns):
+    "A row for each method and recipe."
+    for recipe in SHAPES:
+        for method in OWN:
+            row = compared(method, recipe, n, turns)
+            print(row, flush=True)
+            yield row
 
 
 def runs(data, folder, seeds):
-    "The runs of every method by mode: seed, scores, seconds."
+    "The runs of every method by mode."
     found = {}
     for amp in AMP:
         own = {} if amp == 'off' else dict(amp=amp)
@@ -55,14 +61,17 @@ def runs(data, folder, seeds):
         for seed in seeds:
             for method in METHODS: bench.train('mnist', method, seed)
         rows = [r for r in bench.table() if r['set'] == 'mnist' and r['on'] is None]
-        for r in rows: found.setdefault(r['by'], {})[amp] = [run for run in r['runs'] if run['seed'] in seeds]
+        for r in rows: found.setdefault(r['by'], {})[amp] = [_scores(v) for v in r['runs'] if v['seed'] in seeds]
     return found
 
 
-def measure(data, folder, n=1500, turns=3, seeds=(0, 1)) -> dict:
+def _scores(run): return {k: run[k] for k in ('seed', 'acc', 'nmi', 'ari')}
+
+
+def measure(data, folder, n=1500, turns=3, seeds=(0,)) -> dict:
     "Seconds of an epoch, and the runs."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: epoch = per_epoch(n, turns)
+    try: epoch = list(per_epoch(n, turns))
     finally: torch.set_num_threads(threads)
     return dict(instructions=instructions(), n=n, epoch=epoch, runs=runs(data, folder, seeds))
