@@ -532,8 +532,9 @@ def on_embeddings(rows, title):
 
 def overview(record):
     "Mean ACC and minutes of every method on every set, and the best baseline on the pixels, K given and K found."
-    return page(*(summed(record, k) for k in ('given', 'found')), wrapped('Mean ACC over the seeds, and minutes; the '
-                'seeds, the deviations and all baselines stand in [the benchmark](benchmark.md).'))
+    return page(*(summed(record, k) for k in ('given', 'found')), wrapped(
+        'Mean ACC over the seeds, and minutes of one core, with the recipes for two cores. Seeds, deviations and all '
+        'baselines, also on the embedding of each method, stand on the page *Benchmark*.'), made(record))
 
 
 def summed(record, k):
