@@ -163,9 +163,10 @@ _SMALL = _IMAGENET | dict(
     n_label_updates=50, power=10., relax=1.8,
     epochs=200, batch_size=64, lr=.05, schedule='cosine', weight_decay=5e-4, checkpoint_every=10)
 
-# ten clusters per head, balanced by force, would cut across the digits, and the features lose: hence a hundred
+# ten clusters per head, balanced by force, would cut across the digits, and the features lose: hence a hundred; an
+# update of a head's labels takes as long as an epoch, so that two heads leave time for more epochs, which teach more
 _MNIST = _SMALL | dict(
-    augment='mnist', n_clusters=100, n_label_updates=12, epochs=12, checkpoint_every=2)
+    augment='mnist', n_clusters=100, n_heads=2, n_label_updates=12, epochs=60, checkpoint_every=5)
 
 # views of a turning object lie on a curve, which clusters of one size cut and neighbours follow
 _COIL20 = _SMALL | dict(augment='coil', backbone='resnet10imgs', batch_size=120)
