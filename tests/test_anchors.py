@@ -307,7 +307,7 @@ def _member(rank, port, out):
         torch.manual_seed(0)
         found, gradient = _train(memory, rank, 2)
         assert memory.rows.shape == (32, 6) and len(memory.whole()) == memory.n_samples == 64
-        shared = dict(gradient=gradient, state=memory.state_dict())
+        shared = dict(gradient=gradient, state=memory.state_dict(), extra=memory._held[-1])
         memory.load_state_dict({'rows': rows(64, 6)})
         memory.to(torch.float64)
         shared |= dict(loaded=memory.rows.clone(), finite=[memory.is_finite()])
@@ -328,7 +328,7 @@ def test_two_ranks_have_one_memory_and_the_same_anchors(tmp_path):
     (alone, gradient), uneven = _train(memory), discover(rows(150), 60, 2)
     torch.testing.assert_close((one[1]['gradient'] + two[1]['gradient']) / 2, gradient, rtol=1e-5, atol=1e-6)
     for rank, found in enumerate((one, two)):
-        assert list(found[1]['state']) == ['rows']
+        assert list(found[1]['state']) == ['rows'] and not found[1]['extra'].any()
         torch.testing.assert_close(found[1]['state']['rows'], memory.rows, rtol=0, atol=1e-6)
         assert torch.equal(found[1]['loaded'], rows(64, 6)[32 * rank:32 * rank + 32].double())
         assert found[1]['finite'] == [True, False]

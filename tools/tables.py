@@ -542,7 +542,8 @@ def summed(record, k):
     rows = [r for r in record['rows'] if r['k'] == k and r['on'] in (None, 'pixels') and r['runs']]
     found = {(r['set'], r['by'], r['on']): (mean(v['acc'] for v in r['runs']), mean(v['seconds'] for v in r['runs']))
              for r in rows}
-    def best(name, on): return max((key for key in found if key[0] == name and key[2] == on), key=found.get)
+    def best(name, on):
+        return max((key for key in found if key[0] == name and key[2] == on), key=found.get, default=None)
     def said(key):
         if key not in found: return ''
         text = f'{found[key][0]:.3f}' if key[2] or key != best(key[0], None) else f'**{found[key][0]:.3f}**'
@@ -550,7 +551,7 @@ def summed(record, k):
     lines = [[by, *(said((name, by, None)) for name in record['sets'])]
              for by in dict.fromkeys(r['by'] for r in rows if r['on'] is None)]
     against = [best(name, 'pixels') for name in record['sets']]
-    lines.append(['the best baseline on pixels', *(f'{key[1]}: {said(key)}' for key in against)])
+    lines.append(['the best baseline on pixels', *(f'{key[1]}: {said(key)}' if key else '' for key in against)])
     return table([f'K {k}', *record['sets'].values()], lines)
 
 

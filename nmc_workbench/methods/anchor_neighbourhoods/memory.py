@@ -170,6 +170,10 @@ class SharedMemory(Memory):
         self._check_features(x, indices)
         return memory_nll(x, self.rows, indices, neighbours, self.temperature, self.first)
 
+    def update(self, x, indices):
+        super().update(x, indices)
+        self._held[-1] = 0
+
     def _places(self, indices):
         place, n = indices - self.first, len(self.rows)
         return self._held, torch.where((place >= 0) & (place < n), place, n)    # rows of other ranks: the last one
