@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 PAGES = sorted((ROOT / 'docs/pages').rglob('*.md'))
 RUN = [p for p in PAGES if p.parent.name in ('tutorials', 'howto') or p.stem in ('home', 'quickstart')]
+TARGETS = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.M))
 EXTRAS = re.findall(r"'(\w+)'", re.search('^extras = .*', (ROOT / 'setup.py').read_text(), re.M)[0])
 WITH_COMMANDS = {'own_images'}      # its commands run between its blocks: tests/test_own_images.py
 name = lambda p: p.relative_to(ROOT / 'docs/pages').as_posix()
@@ -78,10 +79,9 @@ def test_python_blocks_run_as_written(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize('path', [p for p in PAGES if blocks(p, 'bash')], ids=name)
 def test_commands_exist(path):
     "Targets of make, notebooks, every parameter that is set, and its value; words for packs, and extras."
-    targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.M))
     for line in commands(path):
         words = shlex.split(line)
-        if words[0] == 'make': assert words[1] in targets, line
+        if words[0] == 'make': assert words[1] in TARGETS, line
         elif words[0].endswith('papermill'): check_papermill(words)
         elif words[1:3] == ['-m', 'nmc_workbench.data']: check_pack(words[3:])
         elif words[0].endswith('pip'): assert re.search(r'\[(\w+)\]', line)[1] in EXTRAS, line
@@ -228,6 +228,31 @@ def test_parameters_in_the_text_exist(path):
     assert set(re.findall(r'`([a-z_]+)`', read(path))) <= known
     for parameter, value in re.findall(r"`(\w+)='?([\w.]+)'?`", read(path)):
         config(path.stem)(**{parameter: yaml.safe_load(value)}).checked()
+
+
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+README_COMMANDS = [line.strip() for line in re.sub(r'\\\n\s*', '', README).splitlines()
+                   if re.match('    (make|papermill|python) ', line)]
+
+
+@pytest.mark.parametrize('line', README_COMMANDS)
+def test_the_commands_of_the_readme(line):
+    words = shlex.split(line, comments=True)
+    if words[0] == 'make': assert words[1] in TARGETS
+    elif words[0] == 'papermill': check_papermill(words)
+    else:
+        assert words[1:3] == ['-m', 'nmc_workbench.sweeps']
+        assert {words[i + 1] for i, w in enumerate(words) if w in ('-p', '-f')} <= parameters(words[3])
+
+
+def test_the_readme_names_all_there_is():
+    "Every notebook that is run, every room, every method's page, every extra; and every file it links to is there."
+    for path in (ROOT / 'nbs').glob('*.ipynb'): assert path.stem == 'index' or f'`nbs/{path.name}`' in README, path
+    for path in (ROOT / 'docs/pages/methods').glob('*.md'): assert f'(docs/pages/methods/{path.name})' in README, path
+    rooms = README[README.index("The library's rooms"):]
+    assert {*ROOMS, *MATHEMATICS} - set(re.findall(r'`(\w+)`', rooms)) == set()
+    assert {*EXTRAS} - set(re.findall(r'`(\w+)`', README)) == set()
+    for link in re.findall(r'\]\((?!http)([^)#]+)\)', README): assert (ROOT / link).is_file(), link
 
 
 PICTURE = read('architecture.svg')
