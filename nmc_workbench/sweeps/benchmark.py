@@ -74,7 +74,8 @@ _STAGE1, _ENCODER = dict(stages='representation', clusters='kmeans'), "coding_ra
 
 METHODS = {
     'NMCE': Entry('nbs/train_nmce.ipynb', on=_NMCE),
-    'NMC': Entry('nbs/train_nmc.ipynb', True, on=_recipes('mnist', 'coil20', dict(recipe='images', encoder=_ENCODER))),
+    'NMC': Entry('nbs/train_nmc.ipynb', True, on=_recipes(
+        'mnist', 'coil20', dict(recipe='cifar10_small', encoder=_ENCODER))),
     'SeLa': Entry('nbs/train_sela.ipynb', on=_recipes(
         'mnist_small', 'coil20_small', dict(recipe='cifar10_small', n_final_clusters=10))),
     'DeepCluster': Entry('nbs/train_deepcluster.ipynb', on=_recipes('mnist_small', 'coil20_small', 'cifar10_small')),

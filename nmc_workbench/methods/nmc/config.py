@@ -97,6 +97,11 @@ _MNIST = _FREE | dict(encoder="coding_rate(recipe='mnist_small')", epochs=30, ta
 
 _COIL20 = _FREE | dict(encoder="coding_rate(recipe='coil20_small')", encoder_kind='pool', tau_percentile=50.)
 
+# classes of photographs have no gaps between them: with as much noise and as long steps, two or three hills are left
+_CIFAR10_SMALL = _FREE | dict(
+    encoder="coding_rate(recipe='cifar10_small')",
+    noise_low=.05, epochs=60, step_size=.02, max_steps=100, dbscan_eps=.1)
+
 RECIPES = dict(
     seed=_SEED,
     # arrays: points in up to 3 dimensions, in up to 16, and features
@@ -109,7 +114,8 @@ RECIPES = dict(
     digits=_FREE | dict(encoder='coding_rate'),
     mnist=_MNIST,
     fashion_mnist=_MNIST,
-    coil20=_COIL20)
+    coil20=_COIL20,
+    cifar10_small=_CIFAR10_SMALL)
 
 def recipe(
     dataset: str, # name of the data set
