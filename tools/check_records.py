@@ -143,7 +143,7 @@ def test_what_is_said_of_the_records_holds():
 
 
 def test_what_is_said_of_the_benchmark_holds():
-    "DeepCluster or NMCE is first on grey images, both above the baselines; AND is ahead of NMC or level with it."
+    "DeepCluster or NMCE is first on grey images, both above the baselines; AND and NMC are level but on COIL-20."
     done = [r for r in rows('benchmark')['rows'] if r['runs']]
     found = {(r['set'], r['by'], r['on']): [v['acc'] for v in r['runs']] for r in done}
     acc = {key: mean(values) for key, values in found.items()}
@@ -154,9 +154,12 @@ def test_what_is_said_of_the_benchmark_holds():
         assert first[0] in ('NMCE', 'DeepCluster')
         above = 'NMCE', 'DeepCluster', *['SeLa'] * (name != 'digits')
         assert min(acc[name, by, None] for by in above) > pixels
-    for name in rows('benchmark')['sets']:
-        assert acc[name, 'AND', None] > acc[name, 'NMC', None] - pstdev(found[name, 'NMC', None])
-    assert acc['coil20', 'PLSCAN', 'pixels'] > max(acc['coil20', by, None] for by in ('AND', 'NMC'))
+    for name in ('digits', 'mnist', 'cifar10'):
+        apart = abs(acc[name, 'AND', None] - acc[name, 'NMC', None])
+        assert apart <= max(pstdev(found[name, by, None]) for by in ('AND', 'NMC'))
+    assert acc['coil20', 'PLSCAN', 'pixels'] > acc['coil20', 'AND', None] > acc['coil20', 'NMC', None]
+    best = max(v for (s, by, on), v in acc.items() if s == 'cifar10' and on is None)
+    assert 1.4 < best / acc['cifar10', 'k-means', 'pixels'] < 1.8
 
 
 def test_what_is_said_of_bf16_holds():
