@@ -79,13 +79,30 @@ def test_python_blocks_run_as_written(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize('path', [p for p in PAGES if blocks(p, 'bash')], ids=name)
 def test_commands_exist(path):
     "Targets of make, notebooks, every parameter that is set, and its value; words for packs, and extras."
-    for line in commands(path):
-        words = shlex.split(line)
-        if words[0] == 'make': assert words[1] in TARGETS, line
-        elif words[0].endswith('papermill'): check_papermill(words)
-        elif words[1:3] == ['-m', 'nmc_workbench.data']: check_pack(words[3:])
-        elif words[0].endswith('pip'): assert re.search(r'\[(\w+)\]', line)[1] in EXTRAS, line
-        else: assert words[0].endswith('torchrun'), line
+    for line in commands(path): check_command(line)
+
+
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+README_COMMANDS = [re.split(r'\s+#', line.strip())[0] for line in re.sub(r'\\\n\s*', '', README).splitlines()
+                   if re.match('    (make|papermill|python) ', line)]
+
+
+@pytest.mark.parametrize('line', README_COMMANDS)
+def test_the_commands_of_the_readme(line): check_command(line)
+
+
+def check_command(line):
+    words = shlex.split(line)
+    if words[0] == 'make': assert words[1] in TARGETS, line
+    elif words[0].endswith('papermill'): check_papermill(words)
+    elif words[1:3] == ['-m', 'nmc_workbench.data']: check_pack(words[3:])
+    elif words[1:3] == ['-m', 'nmc_workbench.sweeps']: check_sweep(words[3:])
+    elif words[0].endswith('pip'): assert re.search(r'\[(\w+)\]', line)[1] in EXTRAS, line
+    else: assert words[0].endswith('torchrun'), line
+
+
+def check_sweep(words):
+    assert {words[i + 1] for i, w in enumerate(words) if w in ('-p', '-f')} <= parameters(words[0]), words
 
 
 def check_pack(words):
@@ -228,21 +245,6 @@ def test_parameters_in_the_text_exist(path):
     assert set(re.findall(r'`([a-z_]+)`', read(path))) <= known
     for parameter, value in re.findall(r"`(\w+)='?([\w.]+)'?`", read(path)):
         config(path.stem)(**{parameter: yaml.safe_load(value)}).checked()
-
-
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
-README_COMMANDS = [line.strip() for line in re.sub(r'\\\n\s*', '', README).splitlines()
-                   if re.match('    (make|papermill|python) ', line)]
-
-
-@pytest.mark.parametrize('line', README_COMMANDS)
-def test_the_commands_of_the_readme(line):
-    words = shlex.split(line, comments=True)
-    if words[0] == 'make': assert words[1] in TARGETS
-    elif words[0] == 'papermill': check_papermill(words)
-    else:
-        assert words[1:3] == ['-m', 'nmc_workbench.sweeps']
-        assert {words[i + 1] for i, w in enumerate(words) if w in ('-p', '-f')} <= parameters(words[3])
 
 
 def test_the_readme_names_all_there_is():

@@ -1,17 +1,22 @@
 """Make README.md from nbs/index.ipynb.
 
-Markdown stays as it is, code becomes python blocks, and paths of pictures gain the notebook's folder."""
+Markdown stays as it is, code becomes python blocks, and links, which lead on from the notebook's folder there, lead on
+from the root here."""
 import json
+import posixpath
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def from_the_root(link): return f']({posixpath.normpath("nbs/" + link[1])})'
+
+
 def text(cell):
     "A cell as markdown, or nothing for hidden ones."
     source = ''.join(cell['source'])
-    if cell['cell_type'] == 'markdown': return re.sub(r'\]\((images/)', r'](nbs/\1', source)
+    if cell['cell_type'] == 'markdown': return re.sub(r'\]\((?!http)([^)]+)\)', from_the_root, source)
     return None if source.startswith('#| hide') else f'```python\n{source}\n```'
 
 

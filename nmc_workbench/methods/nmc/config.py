@@ -97,7 +97,7 @@ _MNIST = _FREE | dict(encoder="coding_rate(recipe='mnist_small')", epochs=30, ta
 
 _COIL20 = _FREE | dict(encoder="coding_rate(recipe='coil20_small')", encoder_kind='pool', tau_percentile=50.)
 
-# classes of photographs have no gaps between them: with as much noise and as long steps, two or three hills are left
+# classes of photographs have no gaps between them: noise and steps of the other recipes leave two or three hills
 _CIFAR10_SMALL = _FREE | dict(
     encoder="coding_rate(recipe='cifar10_small')",
     noise_low=.05, epochs=60, step_size=.02, max_steps=100, dbscan_eps=.1)
